@@ -1,0 +1,170 @@
+"""The operations on tensors, as a user calls them. The formulas and derivations stand in ops/, one file per family.
+
+Names and argument order are those of torch.nn.functional where it has the operation. Shapes: B batch, T and S time, C
+channels, V vocabulary, H heads, D head size. Wrong shapes raise ValueError (shapes.py).
+"""
+import numpy as np
+
+from . import backend, random
+from .tensor import Tensor, apply, wants
+
+
+def maximum(a, b): return apply("maximum", a, b)
+def relu(x): return apply("relu", x)
+def sigmoid(x): return apply("sigmoid", x)
+def tanh(x): return apply("tanh", x)
+def softmax(x): return apply("softmax", x)
+def log_softmax(x): return apply("log_softmax", x)
+
+
+def where(condition, a, b):
+    """a where condition (an array of booleans) holds, else b; all three broadcast."""
+    return apply("where", np.asarray(condition), a, b)
+
+
+def concatenate(tensors, axis=0):
+    """Tensors one after another along an existing axis."""
+    return apply("concatenate", *tensors, axis=axis)
+
+
+def split(x, sizes, axis=0):
+    """A tuple of pieces along an axis; sizes: one length for all pieces, or a list of lengths."""
+    if isinstance(sizes, int):
+        n = x.shape[axis]
+        sizes = [min(sizes, n - start) for start in range(0, n, sizes)]
+    return apply("split", x, sizes=tuple(sizes), axis=axis)
+
+
+def embedding(ids, weight):
+    """Row ids[...] of weight: ids (...) integers, weight (V, C) -> (..., C). An id outside [0, V) raises IndexError."""
+    ids = _ids("embedding", ids, weight.shape[0])
+    return apply("embedding", ids, weight, needs=wants(None, weight))
+
+
+def linear(x, weight, bias=None):
+    """x W^T + b: x (..., I), weight (O, I), bias (O,) -> (..., O)"""
+    return apply("linear", x, weight, bias, needs=wants(x, weight, bias))
+
+
+def linear_gelu(x, weight, bias=None):
+    """gelu(x W^T + b), GELU in its tanh form: x (..., I), weight (O, I), bias (O,) -> (..., O)"""
+    return apply("linear_gelu", x, weight, bias, needs=wants(x, weight, bias))
+
+
+def gelu(x, approximate="none"):
+    """x P(X <= x) for a normal X; approximate="tanh" is GPT-2's form, the default is exact."""
+    return apply("gelu", x, approximate=approximate, needs=wants(x))
+
+
+def silu(x):
+    """x * sigmoid(x)"""
+    return apply("silu", x, needs=wants(x))
+
+
+def swiglu(gate, x):
+    """silu(gate) * x, two tensors of one shape."""
+    return apply("swiglu", gate, x, needs=wants(gate, x))
+
+
+def layer_norm(x, weight, bias=None, eps=1e-5):
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last axis: x (..., C), weight and bias (C,) -> (..., C)"""
+    return apply("layer_norm", x, weight, bias, eps=eps)
+
+
+def add_layer_norm(x, branch, weight, bias=None, eps=1e-5):
+    """(x + branch, layer_norm(x + branch)): x and branch (..., C), weight and bias (C,) -> two of (..., C)"""
+    return apply("add_layer_norm", x, branch, weight, bias, eps=eps)
+
+
+def rms_norm(x, weight, eps=1e-6):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis: x (..., C), weight (C,) -> (..., C)"""
+    return apply("rms_norm", x, weight, eps=eps)
+
+
+def attention(q, k, v, bias=None, key_start=None, key_end=None, *, causal=False, scale=None, dropout=0.0):
+    """softmax(q k^T * scale + bias) v: q (B, T, H, D), k and v (B, S, K, D) -> (B, T, H, D).
+
+    K divides H (grouped heads). bias (B or 1, H or 1, T, S), differentiable. key_start, key_end (B,) integers: row b sees
+    the keys start <= j < end. causal: query i sees keys j <= i + S - T. A query that may see nothing gets zeros.
+    """
+    rng, site = random.draw() if dropout else (None, 0)
+    return apply("attention", q, k, v, bias, key_start, key_end, rng,
+                 causal=causal, scale=scale, dropout=dropout, site=site)
+
+
+def self_attention(qkv, key_start=None, key_end=None, *, n_head, causal=True, scale=None, dropout=0.0):
+    """attention() for queries, keys and values side by side: qkv (B, T, 3 C) -> (B, T, C)"""
+    rng, site = random.draw() if dropout else (None, 0)
+    return apply("self_attention", qkv, key_start, key_end, rng,
+                 n_head=n_head, causal=causal, scale=scale, dropout=dropout, site=site)
+
+
+def rope_tables(positions, size, base=10000.0, dtype=np.float32):
+    """cos and sin of position * base^(-2i/size): positions (T,) -> two arrays (T, size/2), for rope()"""
+    angles = np.outer(positions, base ** (-np.arange(0, size, 2) / size))
+    return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+
+
+def rope(x, cos, sin, interleaved=False):
+    """Rotate each pair of features by its position's angle: x (B, T, H, D), cos and sin (T, D/2) -> (B, T, H, D)"""
+    return apply("rope", x, cos, sin, interleaved=interleaved)
+
+
+def dropout(x, p=0.5):
+    """Zero each element with probability p and scale the others by 1/(1-p). While training only: nn.Dropout decides."""
+    if p == 0:
+        return x
+    rng, site = random.draw()
+    return apply("dropout", x, rng, p=p, site=site)
+
+
+def cross_entropy(logits, targets, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+    """-log softmax(logits)[target]: logits (..., V), targets (...) integers -> scalar, or (...) with reduction="none".
+
+    A target of ignore_index counts for nothing; any other outside [0, V) raises IndexError.
+    """
+    targets = _ids("cross_entropy", targets, logits.shape[-1], ignore_index)
+    return apply("cross_entropy", logits, targets, ignore_index=ignore_index, reduction=reduction,
+                 label_smoothing=label_smoothing)
+
+
+def linear_cross_entropy(x, weight, targets, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+    """cross_entropy(linear(x, weight), targets) without keeping the logits: x (..., C), weight (V, C), targets (...)"""
+    targets = _ids("linear_cross_entropy", targets, weight.shape[0], ignore_index)
+    if x.shape[:-1] != tuple(targets.shape):
+        raise ValueError(f"linear_cross_entropy: there must be one target per row of x (x {x.shape}, targets "
+                         f"{tuple(targets.shape)}); all axes but the last must agree")
+    losses = apply("linear_cross_entropy", x.reshape(-1, x.shape[-1]), weight, targets.reshape(-1),
+                   ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing,
+                   needs=wants(x, weight, None))
+    return losses.reshape(targets.shape) if reduction == "none" else losses
+
+
+def sample(logits, temperature=1.0, top_k=None, top_p=None, rng=None):
+    """One token id per row, drawn from softmax(logits / temperature): logits (B, V) -> int64 array (B,). See ops/sample.py.
+
+    rng: an array (seed, step) for a draw that can be repeated; None takes the next one after tinyllm.manual_seed().
+    """
+    data = logits.data if isinstance(logits, Tensor) else logits
+    rng, site = random.draw() if rng is None else (rng, 0)
+    return backend.of(data).sample(data, rng, temperature=temperature, top_k=top_k, top_p=top_p, site=site)
+
+
+def _ids(name, ids, vocabulary, ignore_index=None):
+    """Token ids as an integer array, each inside the vocabulary. Ids on a GPU were checked before they went there."""
+    if isinstance(ids, Tensor):
+        ids = ids.data
+    if backend.is_array(ids) and not isinstance(ids, np.ndarray):
+        return ids
+    ids = np.asarray(ids)
+    if ids.size == 0 and ids.dtype == np.float64:       # np.asarray([]) is float64
+        ids = ids.astype(np.int64)
+    if ids.size and ids.dtype.kind in "iu":
+        inside = (ids >= 0) & (ids < vocabulary)
+        if ignore_index is not None:
+            inside |= ids == ignore_index
+        if not inside.all():
+            place = tuple(int(i) for i in np.argwhere(~inside)[0])
+            raise IndexError(f"{name}: token id {ids[place]} at position {place} is outside the vocabulary of {vocabulary} "
+                             f"(0 to {vocabulary - 1}); was the text encoded with this model's tokenizer?")
+    return ids

@@ -1,0 +1,28 @@
+"""The maths, in NumPy: for every operation X a pair X_forward, X_backward of pure functions on arrays.
+
+    out, saved = X_forward(*arrays, **options)      `saved` is whatever the backward pass needs
+    gradients  = X_backward(*douts, saved)          one per array, None where there is none
+
+The shortest file, elementwise.py, shows the pattern; then matmul, linear, embedding, norm, activation, softmax, attention,
+loss. Inputs, incoming gradients and `saved` are never written. The exceptions say so in their first line: the optimizer
+steps and kv_append.
+"""
+from .activation import *       # noqa: F401, F403
+from .attention import *        # noqa: F401, F403
+from .dropout import *          # noqa: F401, F403
+from .elementwise import *      # noqa: F401, F403
+from .embedding import *        # noqa: F401, F403
+from .linear import *           # noqa: F401, F403
+from .loss import *             # noqa: F401, F403
+from .matmul import *           # noqa: F401, F403
+from .memory import *           # noqa: F401, F403
+from .movement import *         # noqa: F401, F403
+from .norm import *             # noqa: F401, F403
+from .optim import *            # noqa: F401, F403
+from .random import *           # noqa: F401, F403
+from .reduce import *           # noqa: F401, F403
+from .rope import *             # noqa: F401, F403
+from .sample import *           # noqa: F401, F403
+from .softmax import *          # noqa: F401, F403
+
+name = "numpy"

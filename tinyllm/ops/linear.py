@@ -1,0 +1,65 @@
+"""The linear layer, y = x W^T + b, alone and with GELU on top: where a Transformer spends most of its time.
+
+Weights are stored (out_features, in_features), as torch stores them: each row holds one output's weights.
+"""
+import numpy as np
+
+from . import memory
+from .activation import gelu_chunk
+from .memory import row_chunks, rows
+
+
+def linear_forward(x, weight, bias=None, *, needs=(True, True, True)):
+    """out = x W^T + b, as one matrix product over all rows.
+
+    x (..., I), weight (O, I), bias (O,) or None -> (..., O)
+    """
+    out = memory.empty(x.shape[:-1] + weight.shape[:1], x.dtype)    # (..., O)
+    np.matmul(rows(x), weight.T, out=rows(out))
+    if bias is not None:
+        out += bias
+    return out, (x, weight, bias is not None, needs)
+
+
+def linear_backward(dout, saved):
+    """dx = dout W,  dW = dout^T x,  db = sum of dout's rows.
+
+    From out_no = sum_i x_ni W_oi + b_o: x_ni meets every W_oi, so dx_ni = sum_o dout_no W_oi; W_oi meets every row, so
+    dW_oi = sum_n dout_no x_ni; b_o is added to every row.
+    """
+    x, weight, has_bias, needs = saved
+    dout, x_rows = rows(dout), rows(x)
+    dx = dweight = dbias = None
+    if needs[0]:
+        dx = memory.empty(x.shape, x.dtype)
+        np.matmul(dout, weight, out=rows(dx))           # (N, O) @ (O, I) -> (N, I)
+    if needs[1]:
+        dweight = np.matmul(dout.T, x_rows)             # (O, N) @ (N, I) -> (O, I)
+    if has_bias and needs[2]:
+        dbias = column_sums(dout)
+    return dx, dweight, dbias
+
+
+def column_sums(x):
+    """(N, C) -> (C,), as a product with a row of ones: BLAS sums 3 to 5 times faster than x.sum(axis=0)."""
+    return np.ones(len(x), x.dtype) @ x
+
+
+def linear_gelu_forward(x, weight, bias=None, *, needs=(True, True, True)):
+    """out = gelu(x W^T + b), the tanh form of GELU (activation.py); shapes as in linear_forward.
+
+    The slope gelu'(u) is computed here, while each chunk of u = x W^T + b is in the cache and its tanh at hand; u itself
+    is then not needed again, and the backward pass is one multiplication.
+    """
+    out, (*_, has_bias, _) = linear_forward(x, weight, bias)
+    slope = memory.empty(out.shape, out.dtype) if any(needs) else None
+    u = rows(out)
+    for r in row_chunks(u):
+        gelu_chunk(u[r], out=u[r], slope=None if slope is None else rows(slope)[r])
+    return out, (x, weight, has_bias, needs, slope)
+
+
+def linear_gelu_backward(dout, saved):
+    """du = dout * gelu'(u), and from there as in linear_backward."""
+    *linear_saved, slope = saved
+    return linear_backward(dout * slope, linear_saved)

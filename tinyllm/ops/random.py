@@ -1,0 +1,54 @@
+"""Philox: random numbers as a pure function of a counter.
+
+An ordinary generator is a state that every draw changes, so the tenth number depends on who drew the first nine. Philox
+(Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") instead scrambles a counter: four 32-bit words in, four
+random words out, no state. So a thousand GPU threads can draw without talking to each other, a dropout mask can be drawn
+again instead of being stored, and NumPy and Triton get the same bits from the same counter.
+"""
+import numpy as np
+
+M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)       # the multipliers and key increments of Philox 4x32
+W0, W1 = 0x9E3779B9, 0xBB67AE85
+LOW, SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
+
+
+def philox(key, counter, rounds=10):
+    """Scramble: key (two Python integers below 2^32), counter (four uint64 arrays of words below 2^32) -> four more."""
+    k0, k1 = key
+    c0, c1, c2, c3 = counter
+    for _ in range(rounds):
+        product0, product1 = M0 * c0, M1 * c2           # 32 x 32 -> 64 bits: the high half is the scrambled one
+        c0, c1, c2, c3 = (product1 >> SHIFT) ^ c1 ^ np.uint64(k0), product1 & LOW, \
+                         (product0 >> SHIFT) ^ c3 ^ np.uint64(k1), product0 & LOW
+        k0, k1 = (k0 + W0) & 0xFFFFFFFF, (k1 + W1) & 0xFFFFFFFF
+    return c0, c1, c2, c3
+
+
+def random_bits(rng, elements, site):
+    """One random uint32 for each element number.
+
+    rng: (seed, step), site: which call in the step, elements: an array of numbers. Element e is word e % 4 of
+    the counter (e // 4, site, step, 0), under the key made of the seed's low and high half.
+    """
+    seed, step = int(rng[0]), int(rng[1])
+    quads, where = np.unique(np.asarray(elements, np.uint64) >> np.uint64(2), return_inverse=True)
+    words = philox_words(seed, step, site, quads)
+    return words[where.reshape(-1), (np.asarray(elements).reshape(-1) % 4)].reshape(np.shape(elements))
+
+
+def philox_words(seed, step, site, quads):
+    """The four words of each counter (quad, site, step, 0): quads (Q,) -> (Q, 4) uint32."""
+    zero = np.zeros_like(quads)
+    counter = (quads, zero + np.uint64(site), zero + np.uint64(step), zero)
+    return np.stack(philox((seed & 0xFFFFFFFF, seed >> 32), counter), axis=-1).astype(np.uint32)
+
+
+def first_bits(rng, n, site):
+    """random_bits for the elements 0 .. n-1, piece by piece so that the work stays in the cache."""
+    seed, step = int(rng[0]), int(rng[1])
+    bits = np.empty(-(-n // 4) * 4, np.uint32)
+    for start in range(0, len(bits), 16_384):
+        piece = bits[start:start + 16_384]
+        quads = np.arange(start // 4, start // 4 + len(piece) // 4, dtype=np.uint64)
+        piece[:] = philox_words(seed, step, site, quads).reshape(-1)
+    return bits[:n]

@@ -1,0 +1,40 @@
+"""Choosing the next token from the model's logits."""
+import numpy as np
+
+from .random import first_bits
+
+
+def sample(logits, rng, *, temperature=1.0, top_k=None, top_p=None, site=0):
+    """Draw one token per row from softmax(logits / temperature), limited to the top_k / top_p most likely ones.
+
+    logits (B, V), rng (seed, step) -> ids (B,) int64. temperature 0: the most likely token (greedy). top_k: keep the k
+    most likely tokens (None, 0 or more than V: all). top_p: keep the smallest set of most likely tokens whose
+    probabilities sum to at least p (Holtzman et al. 2019, eq. 2); None or 1: all. Top-k comes first, then top-p.
+
+    The draw is Gumbel-argmax: add noise -log(-log u) to each logit and take the largest; the winner is distributed as the
+    softmax (Gumbel 1954). The noise depends on (seed, step, row, token) alone, so NumPy and Triton draw the same token,
+    and every row draws its own.
+    """
+    if temperature == 0:
+        return logits.argmax(axis=-1)
+    scores = _keep_top(logits.astype(np.float32) / np.float32(temperature), top_k, top_p)
+    bits = first_bits(rng, scores.size, site).reshape(scores.shape)
+    u = ((bits >> np.uint32(8)).astype(np.float32) + np.float32(0.5)) * np.float32(2**-24)      # strictly inside (0, 1)
+    return (scores - np.log(-np.log(u))).argmax(axis=-1)
+
+
+def _keep_top(scores, top_k, top_p):
+    """scores with -inf for the tokens that top-k and top-p rule out; the most likely token always stays."""
+    V = scores.shape[-1]
+    k = V if not top_k else min(top_k, V)
+    if k == V and (top_p is None or top_p >= 1):
+        return scores
+    order = np.argsort(-scores, axis=-1, kind="stable")[:, :k]              # most likely first; equals by token id
+    best = np.take_along_axis(scores, order, axis=-1)
+    if top_p is not None and top_p < 1:
+        p = np.exp(best - best[:, :1], dtype=np.float64)
+        before = np.cumsum(p, axis=-1) - p                                  # mass of the more likely tokens
+        best[(before >= top_p * p.sum(axis=-1, keepdims=True)) & (np.arange(k) > 0)] = -np.inf
+    kept = np.full_like(scores, -np.inf)
+    np.put_along_axis(kept, order, best, axis=-1)
+    return kept

@@ -1,0 +1,211 @@
+"""One check per operation, on shapes and dtypes alone: the error a user reads instead of a failure deep inside.
+
+Every message names the operation, the arguments with their shapes, what disagrees, and what to do. Both backends share
+these checks; they never look at a value, so they cost microseconds and work on a GPU without waiting for it.
+"""
+import math
+
+import numpy as np
+
+
+def is_float(array):
+    """Whether an array of either backend holds floating-point numbers."""
+    return "float" in str(array.dtype)
+
+
+def check(name, arrays, options):
+    """Raise ValueError if the arrays do not fit operation `name`."""
+    dtypes = {str(a.dtype).removeprefix("torch.") for a in arrays if a is not None and is_float(a)}
+    if len(dtypes) > 1:
+        raise ValueError(f"{name}: mixes {' and '.join(sorted(dtypes))}; convert one side, with .cast(...) for a tensor or "
+                         ".astype(np.float32) for an array (NumPy makes float64 unless told otherwise)")
+    rule = RULES.get(name)
+    if rule:
+        rule(name, arrays, options)
+
+
+def _fail(name, problem, hint, **arguments):
+    shapes = ", ".join(f"{k} {tuple(a.shape)}" for k, a in arguments.items() if a is not None)
+    raise ValueError(f"{name}: {problem} ({shapes}); {hint}")
+
+
+def _integers(name, what, array):
+    if "int" not in str(array.dtype):
+        raise ValueError(f"{name}: {what} must be integers, not {array.dtype}; use {what}.astype(np.int64)")
+
+
+def _broadcast(name, arrays, options):
+    if len({tuple(a.shape) for a in arrays}) == 1:
+        return
+    try:
+        np.broadcast_shapes(*(tuple(a.shape) for a in arrays))
+    except ValueError:
+        longest = max(a.ndim for a in arrays)
+        padded = [(1,) * (longest - a.ndim) + tuple(a.shape) for a in arrays]
+        axis = max(i for i, sizes in enumerate(zip(*padded)) if len(set(sizes) - {1}) > 1) - longest
+        _fail(name, f"the shapes disagree in axis {axis}", "sizes must be equal or 1, counted from the last axis; "
+              "perhaps one side needs .reshape(...) or .transpose(-1, -2)", **dict(zip(("a", "b", "c"), arrays)))
+
+
+def _matmul(name, arrays, options):
+    a, b = arrays
+    if not a.ndim or not b.ndim:
+        _fail(name, "a number has no rows or columns", "use * to scale", a=a, b=b)
+    inner = b.shape[-2] if b.ndim > 1 else b.shape[0]
+    if a.shape[-1] != inner:
+        _fail(name, f"the columns of a ({a.shape[-1]}) must be the rows of b ({inner})",
+              "did you mean b.transpose(-1, -2)?" if a.shape[-1] == b.shape[-1] else "check which axis is summed", a=a, b=b)
+    try:
+        np.broadcast_shapes(tuple(a.shape[:-2]), tuple(b.shape[:-2]))
+    except ValueError:
+        _fail(name, "the batch axes do not broadcast", "all axes but the last two must be equal or 1", a=a, b=b)
+
+
+def _linear(name, arrays, options):
+    x, weight, bias = (*arrays, None)[:3]
+    if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[1]:
+        _fail(name, "the last axis of x must be the second of weight", "weight is (out_features, in_features); "
+              "a weight stored the other way round needs .T", x=x, weight=weight)
+    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+        _fail(name, f"bias must have shape ({weight.shape[0]},)", "one number per output feature", weight=weight, bias=bias)
+
+
+def _embedding(name, arrays, options):
+    ids, weight = arrays
+    _integers(name, "ids", ids)
+    if weight.ndim != 2:
+        _fail(name, "weight must be a matrix", "it is (vocabulary, features)", weight=weight)
+
+
+def _norm(name, arrays, options):
+    x, *vectors = arrays
+    for label, vector in zip(("weight", "bias"), vectors):
+        if vector is not None and (not x.ndim or tuple(vector.shape) != (x.shape[-1],)):
+            _fail(name, f"{label} must match the last axis of x", "one number per feature", x=x, **{label: vector})
+
+
+def _add_layer_norm(name, arrays, options):
+    x, branch, *vectors = arrays
+    _same(name, (x, branch), options)
+    _norm(name, (x, *vectors), options)
+
+
+def _same(name, arrays, options):
+    a, b = arrays
+    if tuple(a.shape) != tuple(b.shape):
+        _fail(name, "both arguments must have one shape", "fused operations do not broadcast", a=a, b=b)
+
+
+def _attention(name, arrays, options):
+    q, k, v, bias, start, end, rng = (*arrays, *[None] * 7)[:7]
+    if not q.ndim == k.ndim == v.ndim == 4 or k.shape[:3] != v.shape[:3]:
+        _fail(name, "q must be (B, T, H, D), k and v (B, S, K, D)", "split the features into heads with .reshape", q=q, k=k, v=v)
+    if q.shape[0] != k.shape[0] or not q.shape[3] == k.shape[3] == v.shape[3]:
+        _fail(name, "q, k and v must agree in batch (axis 0) and head size (axis 3)", "check the reshape into heads", q=q, k=k, v=v)
+    if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
+        _fail(name, "the heads of q (axis 2) must be a multiple of those of k", "each key head serves equally many", q=q, k=k)
+    full = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+    if bias is not None and (bias.ndim != 4 or any(n not in (m, 1) for n, m in zip(bias.shape[:2], full))
+                             or tuple(bias.shape[2:]) != full[2:]):
+        _fail(name, f"bias must be {full}, batch and heads may be 1", "it is added to the scores", q=q, k=k, bias=bias)
+    _attention_options(name, q.shape[0], start, end, rng, options)
+
+
+def _self_attention(name, arrays, options):
+    qkv, start, end, rng = (*arrays, *[None] * 4)[:4]
+    heads = options["n_head"]
+    if qkv.ndim != 3 or heads < 1 or qkv.shape[2] % (3 * heads):
+        _fail(name, f"qkv must be (B, T, 3 * C) with C a multiple of n_head={heads}", "check n_head", qkv=qkv)
+    _attention_options(name, qkv.shape[0], start, end, rng, options)
+
+
+def _attention_options(name, batch, start, end, rng, options):
+    for label, array in (("key_start", start), ("key_end", end)):
+        if array is not None:
+            _integers(name, label, array)
+            if tuple(array.shape) != (batch,):
+                _fail(name, f"{label} must be ({batch},)", "one number per batch row", **{label: array})
+    if options.get("dropout"):
+        _probability(name, rng, options["dropout"])
+
+
+def _dropout(name, arrays, options):
+    _probability(name, arrays[1], options["p"])
+
+
+def _probability(name, rng, p):
+    if not 0 <= p < 1 or rng is None:
+        raise ValueError(f"{name}: the dropout probability must be in [0, 1) and needs rng=(seed, step), got p={p}")
+
+
+def _rope(name, arrays, options):
+    x, cos, sin = arrays
+    if x.ndim != 4 or x.shape[-1] % 2 or not tuple(cos.shape) == tuple(sin.shape) == (x.shape[1], x.shape[3] // 2):
+        _fail(name, "x must be (B, T, H, D) with D even, cos and sin (T, D/2)", "check the tables", x=x, cos=cos, sin=sin)
+
+
+def _cross_entropy(name, arrays, options):
+    logits, targets = arrays
+    _targets(name, logits, targets, options)
+
+
+def _linear_cross_entropy(name, arrays, options):
+    x, weight, targets = arrays
+    _linear(name, (x, weight), options)
+    _targets(name, x, targets, options)
+
+
+def _targets(name, x, targets, options):
+    _integers(name, "targets", targets)
+    if tuple(x.shape[:-1]) != tuple(targets.shape):
+        _fail(name, "there must be one target per row", "all axes but the last must agree", x=x, targets=targets)
+    if options.get("reduction", "mean") not in ("mean", "sum", "none"):
+        raise ValueError(f'{name}: reduction must be "mean", "sum" or "none", not {options["reduction"]!r}')
+    if not 0 <= options.get("label_smoothing", 0) <= 1:
+        raise ValueError(f"{name}: label_smoothing must be between 0 and 1, not {options['label_smoothing']}")
+
+
+def _axis(name, arrays, options):
+    (x,), axis = arrays, options.get("axis")
+    axes = () if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    if any(not -x.ndim <= a < x.ndim for a in axes):
+        _fail(name, f"there is no axis {axis}", f"x has {x.ndim} axes", x=x)
+    if name == "max" and 0 in ([x.shape[a] for a in axes] or [math.prod(x.shape)]):
+        _fail(name, "there is no maximum of nothing", "skip empty tensors", x=x)
+
+
+def _reshape(name, arrays, options):
+    (x,), shape = arrays, options["shape"]
+    size, known = math.prod(x.shape), math.prod(n for n in shape if n != -1)
+    if size != known if -1 not in shape else shape.count(-1) > 1 or known == 0 or size % known:
+        _fail(name, f"{size} elements do not fill shape {shape}", "one entry may be -1", x=x)
+
+
+def _permute(name, arrays, options):
+    (x,), axes = arrays, options["axes"]
+    if sorted(a % x.ndim if x.ndim else a for a in axes) != list(range(x.ndim)):
+        _fail(name, f"{axes} does not name each of the {x.ndim} axes once", "list every axis", x=x)
+
+
+def _concatenate(name, arrays, options):
+    first, axis = arrays[0], options.get("axis", 0)
+    if not -first.ndim <= axis < first.ndim:
+        _fail(name, f"there is no axis {axis}", "give an axis that the tensors have", first=first)
+    rest = [[n for i, n in enumerate(a.shape) if i != axis % first.ndim] for a in arrays]
+    if any(a.ndim != first.ndim for a in arrays) or any(r != rest[0] for r in rest):
+        _fail(name, f"all axes but {axis} must agree", "check the shapes", **{f"tensor {i}": a for i, a in enumerate(arrays)})
+
+
+def _split(name, arrays, options):
+    (x,), axis = arrays, options.get("axis", 0)
+    if not -x.ndim <= axis < x.ndim or sum(options["sizes"]) != x.shape[axis]:
+        _fail(name, f"the sizes {options['sizes']} must add up to the length of axis {axis}", "check the sizes", x=x)
+
+
+RULES = dict(
+    add=_broadcast, sub=_broadcast, mul=_broadcast, div=_broadcast, pow=_broadcast, maximum=_broadcast, where=_broadcast,
+    sum=_axis, mean=_axis, max=_axis, reshape=_reshape, permute=_permute, concatenate=_concatenate, split=_split,
+    matmul=_matmul, linear=_linear, linear_gelu=_linear, embedding=_embedding, layer_norm=_norm, rms_norm=_norm,
+    add_layer_norm=_add_layer_norm, swiglu=_same, attention=_attention, self_attention=_self_attention, rope=_rope,
+    dropout=_dropout, cross_entropy=_cross_entropy, linear_cross_entropy=_linear_cross_entropy,
+)

@@ -1,0 +1,315 @@
+"""Tensor: an array that remembers how it was made, so that it can tell what each of its ancestors did to it.
+
+Every operation on tensors appends a Node to the tape: its name, its inputs, and what its backward pass will need.
+loss.backward() walks the tape from the end and applies the chain rule node by node.
+
+    a = Tensor(3.0, requires_grad=True)
+    b = a * a                   # a diamond: a is used twice
+    c = b + a
+    c.backward()                # dc/da = 2a + 1
+    a.grad                      # 7.0
+
+*Why a particular order?* A node may pass its gradient on only when all of it has arrived. b's gradient is complete once
+c has been processed, a's only after c and b both have. Nodes are numbered as they are made, and a node can only use what
+was there before it; so "newest first" is always a right order. A heap yields it without recursion (graphs are tens of
+thousands of nodes deep) and without sorting. *Why sums?* a reaches c along two paths, and the effects of all paths add up.
+"""
+import heapq
+import itertools
+
+import numpy as np
+
+from . import backend, modes, shapes
+
+_numbers = itertools.count()
+
+
+class Node:
+    """One operation on the tape: how its outputs came about. It keeps its inputs alive, and with them the whole graph."""
+
+    __slots__ = ("number", "name", "inputs", "saved", "versions", "n_outputs", "douts")
+
+    def __init__(self, name, inputs, saved, n_outputs):
+        self.number = next(_numbers)
+        self.name = name
+        self.inputs = inputs            # Tensors, arrays, or None, as they were passed
+        self.saved = saved              # for X_backward; opaque here
+        self.versions = tuple(t._version if isinstance(t, Tensor) else 0 for t in inputs)
+        self.n_outputs = n_outputs
+        self.douts = None               # the gradients that arrived, kept by backward(retain_graph=True) for draw()
+
+    def free(self):
+        self.inputs = self.saved = self.douts = None
+
+
+def apply(name, *inputs, **options):
+    """Run operation `name` forward and put it on the tape; the one door to the operations of a backend.
+
+    inputs: Tensors, plain arrays (such as token ids) or None. Returns one Tensor, or a tuple where the operation has
+    several outputs. Raises ValueError where shapes, dtypes or backends do not fit.
+    """
+    tensors = [t for t in inputs if isinstance(t, Tensor)]
+    if not tensors:
+        raise TypeError(f"{name}: none of its inputs is a Tensor; wrap an array with tinyllm.Tensor(array)")
+    ops = backend.of(tensors[0]._data)
+    arrays = [_array(t, ops, name, inputs) for t in inputs]
+    shapes.check(name, arrays, options)
+    out, saved = getattr(ops, name + "_forward")(*arrays, **options)
+    outs = out if isinstance(out, tuple) else (out,)
+    node = None
+    if modes.recording and any(t.requires_grad for t in tensors):
+        node = Node(name, inputs, saved, len(outs))
+    results = tuple(Tensor._of(o, node, i) for i, o in enumerate(outs))
+    if modes.anomaly:
+        _refuse_nan(name, "output", outs, [t.shape for t in tensors])
+    return results if isinstance(out, tuple) else results[0]
+
+
+def _array(value, ops, name, inputs):
+    """The backend's array behind an input; an input of the other backend is an error, plain NumPy arrays travel."""
+    if isinstance(value, Tensor):
+        value = value._data
+        if backend.of(value) is not ops:
+            places = ", ".join(backend.of(t._data).name for t in inputs if isinstance(t, Tensor))
+            raise ValueError(f"{name}: its tensors live on different backends ({places}); move one with .to(...)")
+    elif isinstance(value, np.ndarray) and ops.name != "numpy":
+        value = ops.from_numpy(value)
+    return value
+
+
+class Tensor:
+    """An array with a gradient.
+
+    data: a number, a (nested) list, or an array; it is copied. Numbers and lists become float32, arrays keep their
+    dtype. requires_grad: whether backward() shall compute `grad` = d loss / d this; floating point only.
+    """
+
+    __slots__ = ("_data", "grad", "requires_grad", "node", "index", "_version", "__weakref__")
+    __array_ufunc__ = None              # np_array * tensor asks the Tensor, instead of looping over its elements
+
+    def __init__(self, data, requires_grad=False):
+        if isinstance(data, Tensor):
+            data = data._data
+        if backend.is_array(data):
+            data = backend.of(data).copy(data)
+        else:
+            data = np.array(data, dtype=None if isinstance(data, np.generic) else np.float32)
+        if requires_grad and not shapes.is_float(data):
+            raise ValueError(f"Tensor: only floating-point tensors can require a gradient, this one is {data.dtype}; "
+                             "convert it first, for example with array.astype(np.float32)")
+        self._set(data, None, 0)
+        self.requires_grad = requires_grad
+
+    @classmethod
+    def _of(cls, array, node=None, index=0):
+        """Wrap an array without copying it: the `index`-th output of `node`."""
+        tensor = cls.__new__(cls)
+        tensor._set(np.asarray(array) if isinstance(array, np.generic) else array, node, index)
+        tensor.requires_grad = node is not None
+        return tensor
+
+    def _set(self, data, node, index):
+        self._data, self.node, self.index = data, node, index
+        self.grad = None                # an array like data, once backward() has reached this leaf
+        self._version = 0               # counts in-place changes; backward() refuses stale data
+
+    @property
+    def data(self):
+        """The array. Assigning another one is allowed, and makes graphs that used the old one refuse backward()."""
+        return self._data
+
+    @data.setter
+    def data(self, array):
+        self._data = array
+        self._version += 1
+
+    @property
+    def shape(self):
+        return tuple(self._data.shape)
+
+    @property
+    def dtype(self):
+        return self._data.dtype
+
+    @property
+    def ndim(self):
+        return self._data.ndim
+
+    def backward(self, gradient=None, retain_graph=False):
+        """Add d self / d leaf to the `grad` of every leaf that requires one.
+
+        gradient: d loss / d self, an array of this shape; may be left out when self is a single number (then it is 1).
+        The tape is freed on the way. retain_graph=True keeps it, for a second backward() or for draw().
+        """
+        seed = self._seed(gradient)
+        if self.node is None:
+            _accumulate(self, seed)
+            return
+        arrived = {self.node: {self.index: seed}}       # node -> output number -> its gradient so far
+        waiting = [(-self.node.number, self.node)]      # a heap: the newest node is on top
+        while waiting:
+            _, node = heapq.heappop(waiting)
+            douts = [arrived[node].get(i) for i in range(node.n_outputs)]
+            del arrived[node]
+            for tensor, grad in zip(node.inputs, _run_backward(node, douts)):
+                if grad is None or not isinstance(tensor, Tensor) or not tensor.requires_grad:
+                    continue
+                ops = backend.of(tensor._data)
+                if grad.shape != tensor._data.shape:
+                    grad = ops.unbroadcast(grad, tensor.shape)
+                if tensor.node is None:
+                    _accumulate(tensor, grad)
+                    continue
+                if tensor.node not in arrived:
+                    arrived[tensor.node] = {}
+                    heapq.heappush(waiting, (-tensor.node.number, tensor.node))
+                slots, i = arrived[tensor.node], tensor.index
+                slots[i] = ops.add_forward(slots[i], grad)[0] if i in slots else grad
+            if retain_graph:
+                node.douts = douts
+            else:
+                node.free()
+
+    def _seed(self, gradient):
+        if not self.requires_grad:
+            raise ValueError(f"backward() on a tensor of shape {self.shape} that requires no gradient: none of the "
+                             "tensors it was computed from has requires_grad=True, or no_grad() was on")
+        if gradient is None:
+            if self._data.size != 1 if isinstance(self._data, np.ndarray) else self._data.numel() != 1:
+                raise ValueError(f"backward() starts at a single number, this tensor has shape {self.shape}; call "
+                                 ".sum() or .mean() first, or pass the gradient of the loss with respect to it")
+            gradient = np.ones(self.shape)
+        if isinstance(gradient, Tensor):
+            gradient = gradient._data
+        if not backend.is_array(gradient) or isinstance(gradient, np.ndarray):
+            gradient = backend.of(self._data).from_numpy(np.asarray(gradient), dtype=self.dtype)
+        if tuple(gradient.shape) != self.shape:
+            raise ValueError(f"backward(): the gradient has shape {tuple(gradient.shape)}, the tensor {self.shape}")
+        return gradient
+
+    def detach(self):
+        """The same array, cut off from the tape."""
+        return Tensor._of(self._data)
+
+    def numpy(self):
+        """The values as a NumPy array (shared memory where that is possible)."""
+        return backend.of(self._data).to_numpy(self._data)
+
+    def item(self):
+        """The value of a one-element tensor as a Python number."""
+        return self.numpy().item()
+
+    def to(self, name, dtype=None):
+        """A new leaf with the same values on backend "numpy" or "triton", as `dtype` if given; gradients do not cross."""
+        moved = Tensor._of(backend.get(name).from_numpy(self.numpy(), dtype=dtype))
+        moved.requires_grad = self.requires_grad
+        return moved
+
+    def __repr__(self):
+        grad = f", from {self.node.name}" if self.node else ", requires_grad=True" if self.requires_grad else ""
+        return f"Tensor({np.array2string(self.numpy(), precision=4, threshold=20)}, {self.dtype}{grad})"
+
+    def __len__(self):
+        if not self.shape:
+            raise TypeError("len() of a tensor with no dimensions")
+        return self.shape[0]
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+    def __float__(self):
+        return float(self.item())
+
+    def _operand(self, other):
+        """The other side of + - * /: a number takes this tensor's dtype, an array becomes a constant tensor."""
+        if isinstance(other, Tensor):
+            return other
+        if isinstance(other, (int, float, np.generic)):
+            dtype = self.dtype if shapes.is_float(self._data) else None
+            return Tensor._of(backend.of(self._data).from_numpy(np.array(other), dtype=dtype))
+        return Tensor(other)
+
+    def __add__(self, other): return apply("add", self, self._operand(other))
+    def __radd__(self, other): return apply("add", self._operand(other), self)
+    def __sub__(self, other): return apply("sub", self, self._operand(other))
+    def __rsub__(self, other): return apply("sub", self._operand(other), self)
+    def __mul__(self, other): return apply("mul", self, self._operand(other))
+    def __rmul__(self, other): return apply("mul", self._operand(other), self)
+    def __truediv__(self, other): return apply("div", self, self._operand(other))
+    def __rtruediv__(self, other): return apply("div", self._operand(other), self)
+    def __pow__(self, other): return _with_needs("pow", self, self._operand(other))
+    def __rpow__(self, other): return _with_needs("pow", self._operand(other), self)
+    def __matmul__(self, other): return _with_needs("matmul", self, self._operand(other))
+    def __rmatmul__(self, other): return _with_needs("matmul", self._operand(other), self)
+    def __neg__(self): return apply("neg", self)
+    def exp(self): return apply("exp", self)
+    def log(self): return apply("log", self)
+    def sqrt(self): return apply("sqrt", self)
+    def tanh(self): return apply("tanh", self)
+    def sigmoid(self): return apply("sigmoid", self)
+    def relu(self): return apply("relu", self)
+    def erf(self): return apply("erf", self)
+    def sum(self, axis=None, keepdims=False): return apply("sum", self, axis=axis, keepdims=keepdims)
+    def mean(self, axis=None, keepdims=False): return apply("mean", self, axis=axis, keepdims=keepdims)
+    def max(self, axis=None, keepdims=False): return apply("max", self, axis=axis, keepdims=keepdims)
+    def reshape(self, *shape): return apply("reshape", self, shape=_flat(shape))
+    def permute(self, *axes): return apply("permute", self, axes=_flat(axes))
+    def cast(self, dtype): return apply("cast", self, dtype=dtype)
+    def __getitem__(self, index): return apply("getitem", self, index=index)
+
+    def transpose(self, axis1, axis2):
+        """Swap two axes."""
+        axes = list(range(self.ndim))
+        axes[axis1], axes[axis2] = axes[axis2], axes[axis1]
+        return self.permute(axes)
+
+    @property
+    def T(self):
+        """All axes reversed: a matrix transposed."""
+        return self.permute(range(self.ndim)[::-1])
+
+
+def wants(*tensors):
+    """For each input, whether its gradient will be asked for: operations skip the work for those that are not."""
+    return tuple(modes.recording and isinstance(t, Tensor) and t.requires_grad for t in tensors)
+
+
+def _with_needs(name, a, b):
+    return apply(name, a, b, needs=wants(a, b))
+
+
+def _flat(numbers):
+    """reshape(2, 3) and reshape((2, 3)) mean the same."""
+    return tuple(numbers[0]) if len(numbers) == 1 and not isinstance(numbers[0], int) else tuple(numbers)
+
+
+def _run_backward(node, douts):
+    """Call the node's X_backward, after making sure that what it saved still holds."""
+    if node.inputs is None:
+        raise RuntimeError(f"backward() reached {node.name} a second time: the first call freed the tape as it went; "
+                           "call it with retain_graph=True if you need another, or compute the loss again")
+    for position, (tensor, version) in enumerate(zip(node.inputs, node.versions)):
+        if isinstance(tensor, Tensor) and tensor._version != version:
+            raise RuntimeError(f"backward(): input {position} of {node.name}, of shape {tensor.shape}, was changed in "
+                               "place after the forward pass (by an optimizer, load_state_dict or .data =); compute "
+                               "the loss again before backward()")
+    ops = backend.of(next(d for d in douts if d is not None))
+    grads = getattr(ops, node.name + "_backward")(*douts, saved=node.saved)
+    if modes.anomaly:
+        _refuse_nan(node.name, "gradient", grads, [t.shape for t in node.inputs if isinstance(t, Tensor)])
+    return grads
+
+
+def _accumulate(leaf, grad):
+    """Gradients add up, within one backward() and over several; the leaf's array is its own."""
+    ops = backend.of(leaf._data)
+    leaf.grad = ops.copy(grad) if leaf.grad is None else ops.add_forward(leaf.grad, grad)[0]
+
+
+def _refuse_nan(name, what, arrays, input_shapes):
+    for i, array in enumerate(arrays):
+        if array is not None and shapes.is_float(array):
+            values = backend.of(array).to_numpy(array) if not isinstance(array, np.generic) else array
+            if np.isnan(values).any():
+                raise FloatingPointError(f"anomaly mode: {what} {i} of {name} is the first to contain NaN; its tensor "
+                                         f"inputs have shapes {', '.join(map(str, input_shapes))}")
