@@ -1,0 +1,53 @@
+"""From text to batches of token ids. In reading order:
+
+    read.py            text files, and a text that every Python has
+    clean.py           tidying text, in any language
+    char.py            the simplest tokenizer: a token per character
+    pretokenize.py     cutting text into pieces, before byte-pair encoding
+    bpe_train.py       learning byte-pair merges
+    bpe_merge.py       applying them
+    bpe.py             the byte-level BPE tokenizer
+    show_work.py       watching it encode, step by step
+    tokenizer_file.py  what both tokenizers share: files, checks, display
+    load.py            loading a tokenizer of either kind
+    data.py            batches of inputs and targets
+    token_file.py      tokens on disk, for a corpus larger than memory
+"""
+
+from .bpe import BPETokenizer
+from .char import CharTokenizer
+from .clean import (
+    clean,
+    fold_blank_lines,
+    fold_spaces,
+    keep_lines,
+    normalize,
+    remove_controls,
+    remove_duplicate_lines,
+)
+from .data import TokenDataset, split
+from .load import load_tokenizer
+from .read import default_corpus, describe, read_chunks, read_text
+from .token_file import open_token_file, tokenize_file, write_token_file
+
+__all__ = [
+    "BPETokenizer",
+    "CharTokenizer",
+    "TokenDataset",
+    "clean",
+    "default_corpus",
+    "describe",
+    "fold_blank_lines",
+    "fold_spaces",
+    "keep_lines",
+    "load_tokenizer",
+    "normalize",
+    "open_token_file",
+    "read_chunks",
+    "read_text",
+    "remove_controls",
+    "remove_duplicate_lines",
+    "split",
+    "tokenize_file",
+    "write_token_file",
+]
