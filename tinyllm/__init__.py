@@ -1,0 +1,11 @@
+"""tinyllm: learn how language models work by reading and running them. The README lists the files in reading order."""
+from . import composed, functional, metrics, nn, optim, random, text
+from .draw import draw
+from .generate import generate, stream
+from .gradcheck import gradcheck
+from .models import GPT, GPTConfig
+from .modes import detect_anomaly, no_grad
+from .random import manual_seed
+from .tensor import Tensor
+
+__version__ = "0.1.0"

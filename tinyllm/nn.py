@@ -1,0 +1,233 @@
+"""Modules: named parameters, and how they are put together."""
+import math
+
+import numpy as np
+
+from . import backend, functional as F, random
+from .tensor import Tensor
+
+
+class Module:
+    """A piece of a model: its Tensors are parameters, its Modules (or lists of them) are parts.
+
+    Both are found by looking at the attributes, in the order in which __init__ set them; a parameter's name is the path
+    to it, such as "h.0.attn.c_attn.weight". A subclass sets attributes and defines forward().
+    """
+
+    training = True
+
+    def __call__(self, *args, **kwargs):
+        return self.forward(*args, **kwargs)
+
+    def named_parameters(self, prefix=""):
+        """(name, Tensor) for every parameter; one that is used in two places has its first name only."""
+        seen = set()
+        for name, value in self._walk(prefix):
+            if isinstance(value, Tensor) and id(value) not in seen:
+                seen.add(id(value))
+                yield name, value
+
+    def parameters(self):
+        """All parameters, in the order of named_parameters()."""
+        return [p for _, p in self.named_parameters()]
+
+    def modules(self):
+        """This module and all its parts, parts of parts included."""
+        yield self
+        yield from (value for _, value in self._walk("") if isinstance(value, Module))
+
+    def _walk(self, prefix):
+        for name, value in vars(self).items():
+            path = prefix + name
+            if isinstance(value, (Tensor, Module)):
+                yield path, value
+            if isinstance(value, Module):
+                yield from value._walk(path + ".")
+            elif isinstance(value, (list, tuple)):
+                for i, item in enumerate(value):
+                    if isinstance(item, Module):
+                        yield f"{path}.{i}", item
+                        yield from item._walk(f"{path}.{i}.")
+
+    def state_dict(self):
+        """name -> NumPy array, a copy of every parameter."""
+        return {name: np.array(p.numpy()) for name, p in self.named_parameters()}
+
+    def load_state_dict(self, state):
+        """Copy arrays into the parameters of the same names; all must fit, or none is touched and ValueError says which."""
+        own = dict(self.named_parameters())
+        shape = lambda array: tuple(np.shape(array))
+        problems = {
+            "missing": [name for name in own if name not in state],
+            "unexpected": [name for name in state if name not in own],
+            "mis-shaped": [f"{name} is {shape(state[name])}, should be {own[name].shape}"
+                           for name in own if name in state and shape(state[name]) != own[name].shape],
+        }
+        if any(problems.values()):
+            found = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+            turned = any(shape(state[n])[::-1] == p.shape for n, p in own.items() if n in state and shape(state[n]) != p.shape)
+            raise ValueError(f"load_state_dict of {type(self).__name__}: {found}; nothing was loaded"
+                             + ("; a mis-shaped weight is transposed (Linear stores (out_features, in_features))" if turned
+                                else "; does the file belong to a model of this configuration?"))
+        for name, p in own.items():
+            p.data[...] = backend.of(p.data).from_numpy(np.asarray(state[name]), dtype=p.dtype)
+            p.data = p.data                 # tells the tape that the values changed
+
+    def train(self, mode=True):
+        """Switch dropout on (training) or off (evaluation) in all parts; returns self."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self):
+        """train(False)"""
+        return self.train(False)
+
+    def to(self, name, dtype=None):
+        """Move all parameters to backend "numpy" or "triton" (as `dtype` if given); make the optimizer afterwards."""
+        for p in self.parameters():
+            p.data, p.grad = p.to(name, dtype).data, None
+        return self
+
+    def zero_grad(self):
+        """Forget all gradients."""
+        for p in self.parameters():
+            p.grad = None
+
+    def num_parameters(self):
+        """How many numbers are learned; shared parameters count once."""
+        return sum(math.prod(p.shape) for p in self.parameters())
+
+
+def normal(*shape, std=0.02):
+    """A parameter of normally distributed numbers with mean 0."""
+    values = random.weights().standard_normal(shape, dtype=np.float32) * np.float32(std)
+    return Tensor(values, requires_grad=True)
+
+
+def full(size, value):
+    """A parameter vector of equal numbers."""
+    return Tensor(np.full(size, value, np.float32), requires_grad=True)
+
+
+class Linear(Module):
+    """x W^T + b: (..., in_features) -> (..., out_features)
+
+    W starts uniform in +-1/sqrt(in_features), as in torch, and so does b.
+    """
+
+    def __init__(self, in_features, out_features, bias=True):
+        bound = 1 / math.sqrt(in_features)
+        uniform = lambda *shape: Tensor(random.weights().uniform(-bound, bound, shape).astype(np.float32), requires_grad=True)
+        self.weight = uniform(out_features, in_features)
+        self.bias = uniform(out_features) if bias else None
+
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias)
+
+
+class Embedding(Module):
+    """A table of `num_embeddings` vectors: ids (...) -> (..., embedding_dim). It starts normal with standard deviation 1."""
+
+    def __init__(self, num_embeddings, embedding_dim):
+        self.weight = normal(num_embeddings, embedding_dim, std=1.0)
+
+    def forward(self, ids):
+        return F.embedding(ids, self.weight)
+
+
+class LayerNorm(Module):
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last axis of size `size`."""
+
+    def __init__(self, size, eps=1e-5, bias=True):
+        self.eps = eps
+        self.weight = full(size, 1)
+        self.bias = full(size, 0) if bias else None
+
+    def forward(self, x):
+        return F.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def add(self, x, branch):
+        """The sum x + branch, and the sum normalised: the residual connection and the norm behind it, in one step."""
+        return F.add_layer_norm(x, branch, self.weight, self.bias, self.eps)
+
+
+class RMSNorm(Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis of size `size`."""
+
+    def __init__(self, size, eps=1e-6):
+        self.eps = eps
+        self.weight = full(size, 1)
+
+    def forward(self, x):
+        return F.rms_norm(x, self.weight, self.eps)
+
+
+class Dropout(Module):
+    """While training, zero each element with probability p and scale the rest by 1/(1-p); nothing after eval()."""
+
+    def __init__(self, p=0.5):
+        self.p = p
+
+    def forward(self, x):
+        return F.dropout(x, self.p) if self.training and self.p else x
+
+
+class MultiHeadAttention(Module):
+    """Self-attention with n_head heads: each sees its own n_embd / n_head features of every position it may look at."""
+
+    def __init__(self, n_embd, n_head, bias=True, dropout=0.0, causal=True):
+        if n_embd % n_head:
+            raise ValueError(f"MultiHeadAttention: n_embd={n_embd} must be a multiple of n_head={n_head}")
+        self.n_head, self.dropout, self.causal = n_head, dropout, causal
+        self.c_attn = Linear(n_embd, 3 * n_embd, bias)          # q, k and v in one product
+        self.c_proj = Linear(n_embd, n_embd, bias)
+
+    def forward(self, x, cache=None, key_start=None, key_end=None):
+        """(B, T, C) -> (B, T, C); with a cache, x continues the positions that the cache holds."""
+        qkv = self.c_attn(x)                                    # (B, T, 3 C)
+        if cache is not None:
+            y = self._with_cache(qkv, cache, key_start, key_end)
+        else:
+            y = F.self_attention(qkv, key_start, key_end, n_head=self.n_head, causal=self.causal,
+                                 dropout=self.dropout if self.training else 0.0)
+        return self.c_proj(y)
+
+    def _with_cache(self, qkv, cache, key_start, key_end):
+        B, T, C3 = qkv.shape
+        heads = qkv.reshape(B, T, 3, self.n_head, -1)           # (B, T, 3, H, D)
+        q, k, v = heads[:, :, 0], heads[:, :, 1], heads[:, :, 2]
+        k, v = cache.append(k, v)                               # (B, all positions so far, H, D)
+        return F.attention(q, k, v, None, key_start, key_end, causal=self.causal).reshape(B, T, C3 // 3)
+
+
+class KVCache:
+    """The keys and values of the positions seen so far: without them, each new token would compute all of them again."""
+
+    def __init__(self, batch, length, n_head, head_size, like):
+        empty = backend.of(like).empty
+        self.k = empty((batch, length, n_head, head_size), like.dtype)      # (B, S, H, D)
+        self.v = empty((batch, length, n_head, head_size), like.dtype)
+        self.used = 0
+
+    def append(self, k, v):
+        """Store the new positions' k and v (B, T, H, D); return those of all positions so far, as tensors."""
+        end = self.used + k.shape[1]
+        if end > self.k.shape[1]:
+            raise ValueError(f"KVCache: {end} positions do not fit into a cache of {self.k.shape[1]}; make a longer one, or "
+                             "start again with the last part of the text")
+        backend.of(self.k).kv_append(self.k, self.v, k.data, v.data, position=self.used)
+        self.used = end
+        return Tensor._of(self.k[:, :end]), Tensor._of(self.v[:, :end])
+
+
+class MLP(Module):
+    """Two linear layers with GELU (tanh form) between them: C -> hidden -> C, at every position by itself."""
+
+    def __init__(self, n_embd, hidden=None, bias=True):
+        hidden = hidden or 4 * n_embd
+        self.c_fc = Linear(n_embd, hidden, bias)
+        self.c_proj = Linear(hidden, n_embd, bias)
+
+    def forward(self, x):
+        return self.c_proj(F.linear_gelu(x, self.c_fc.weight, self.c_fc.bias))

@@ -1,0 +1,205 @@
+"""Optimizers: what to do with a gradient. The formulas run in ops/optim.py; here they get their memory and their numbers.
+
+All parameters of a model are moved into one flat buffer, and each tensor becomes a view of its stretch. A step is then one
+loop over one array, and so is the gradient norm. Matrices come first: only they are decayed.
+"""
+import math
+
+import numpy as np
+
+from . import backend
+
+
+class Optimizer:
+    """What all optimizers share: the flat buffers, the learning rate, clipping, and saving.
+
+    params: Tensors. The subclasses name their `buffers` (flat arrays like the parameters, zero at first) and define
+    `update`. Make the optimizer after model.to(...).
+    """
+
+    buffers = ()
+
+    def __init__(self, params, lr, weight_decay=0.0):
+        learned = [p for p in params if p.requires_grad]
+        if not learned:
+            raise ValueError(f"{type(self).__name__}: there is no parameter that requires a gradient")
+        self.params = [p for p in learned if p.ndim >= 2] + [p for p in learned if p.ndim < 2]
+        self.lr, self.weight_decay, self.steps = lr, weight_decay, 0
+        self.ops = backend.of(self.params[0].data)
+        ends = np.cumsum([math.prod(p.shape) for p in self.params]).tolist()
+        self.stretches = [slice(a, b) for a, b in zip([0, *ends], ends)]
+        n_matrices = sum(p.ndim >= 2 for p in self.params)
+        self.decayed = slice(0, ends[n_matrices - 1] if n_matrices else 0)
+        self.plain = slice(self.decayed.stop, ends[-1])
+        self.flat, self.grad = self._zeros(), self._zeros()
+        self.views = [self.flat[s].reshape(p.shape) for p, s in zip(self.params, self.stretches)]
+        self.state = {name: self._zeros() for name in self.buffers}
+        self.hyper = self.ops.from_numpy(np.array([lr, 0.0]))           # what changes from step to step (ops/optim.py)
+        self._gather_parameters()
+
+    def _zeros(self):
+        array = self.ops.empty((self.stretches[-1].stop,), self.params[0].dtype)
+        array[...] = 0
+        return array
+
+    def _gather_parameters(self):
+        """Make every parameter a view of the flat buffer; one whose data was replaced is copied in again."""
+        for p, view in zip(self.params, self.views):
+            if p.data is not view:
+                view[...] = p.data
+                p.data = view
+
+    def zero_grad(self):
+        """Forget all gradients."""
+        for p in self.params:
+            p.grad = None
+
+    def step(self, lr=None, max_norm=0.0):
+        """Change the parameters by their gradients; return the gradients' norm, before clipping, as a 0-d array.
+
+        lr: this step's learning rate (default: the last one). max_norm: if the norm of all gradients together is larger,
+        all are scaled down to it (0: no clipping; Pascanu et al. 2013). A parameter without a gradient counts as having a
+        zero one. If the norm is not finite, nothing changes.
+        """
+        self.advance(lr)
+        return self.apply(max_norm)
+
+    def advance(self, lr=None):
+        """The part of step() that a recorded step cannot hold: count, and write the new numbers where the rest reads them."""
+        self.lr = self.lr if lr is None else lr
+        self.steps += 1
+        self.hyper[0], self.hyper[1] = self.lr, self.steps
+
+    def apply(self, max_norm=0.0):
+        """The part of step() that works on arrays only."""
+        self._gather_parameters()
+        for p, stretch in zip(self.params, self.stretches):
+            self.grad[stretch] = 0 if p.grad is None else p.grad.reshape(-1)
+        norm = self.ops.grad_norm(self.grad)
+        for part, weight_decay in ((self.decayed, self.weight_decay), (self.plain, 0.0)):
+            if part.start < part.stop:
+                self.update(self.flat[part], self.grad[part], {k: b[part] for k, b in self.state.items()}, norm,
+                            weight_decay=weight_decay, max_norm=max_norm)
+        for p in self.params:
+            p.data = p.data             # tells the tape that the values changed
+        return norm
+
+    def state_dict(self):
+        """What resuming needs: the flat buffers as NumPy arrays, and the numbers."""
+        arrays = {name: np.array(self.ops.to_numpy(buffer)) for name, buffer in self.state.items()}
+        return arrays, {"optimizer": type(self).__name__, "steps": self.steps, "lr": self.lr,
+                        "shapes": [list(p.shape) for p in self.params]}
+
+    def load_state_dict(self, arrays, numbers):
+        """Continue from a state_dict(); ValueError if it belongs to another optimizer or model."""
+        own = self.state_dict()[1]
+        for key in ("optimizer", "shapes"):
+            if numbers.get(key) != own[key]:
+                raise ValueError(f"{type(self).__name__}.load_state_dict: the state is that of another {key} "
+                                 f"({numbers.get(key)}, not {own[key]}); resume with the settings that it was saved with")
+        self.steps, self.lr = numbers["steps"], numbers["lr"]
+        for name, buffer in self.state.items():
+            buffer[...] = self.ops.from_numpy(arrays[name], dtype=buffer.dtype)
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, with momentum if you like:
+
+        velocity = momentum * velocity + grad
+        param -= lr * velocity                  (nesterov: lr * (grad + momentum * velocity))
+
+    weight_decay adds weight_decay * param to the gradient of every matrix. Sources: Polyak 1964; Sutskever et al. 2013.
+    """
+
+    def __init__(self, params, lr, momentum=0.0, nesterov=False, weight_decay=0.0):
+        self.momentum, self.nesterov = momentum, nesterov
+        self.buffers = ("velocity",) if momentum else ()
+        super().__init__(params, lr, weight_decay)
+
+    def update(self, param, grad, state, norm, **options):
+        self.ops.sgd_step(param, grad, state.get("velocity"), self.hyper, norm,
+                          momentum=self.momentum, nesterov=self.nesterov, **options)
+
+
+class Adam(Optimizer):
+    """Adam: each number moves by its gradient's running mean, divided by the running root mean square.
+
+        m = beta1 m + (1 - beta1) grad          v = beta2 v + (1 - beta2) grad^2
+        param -= lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
+
+    so a step is about lr, however large or small the gradient. weight_decay adds weight_decay * param to the gradient of
+    every matrix (L2 regularisation). Source: Kingma & Ba 2014, algorithm 1.
+    """
+
+    buffers = ("exp_avg", "exp_avg_sq")
+    decoupled = False
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+        self.betas, self.eps = betas, eps
+        super().__init__(params, lr, weight_decay)
+
+    def update(self, param, grad, state, norm, **options):
+        self.ops.adamw_step(param, grad, state["exp_avg"], state["exp_avg_sq"], self.hyper, norm, beta1=self.betas[0],
+                            beta2=self.betas[1], eps=self.eps, decoupled=self.decoupled, **options)
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay: before the step, every matrix shrinks, param -= lr * weight_decay * param.
+
+    Kept out of the gradient, the decay is not divided by the root mean square. Vectors (biases, norms) are not decayed.
+    Source: Loshchilov & Hutter 2017, algorithm 2.
+    """
+
+    decoupled = True
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01):
+        super().__init__(params, lr, betas, eps, weight_decay)
+
+
+def clip_grad_norm_(params, max_norm):
+    """Scale all gradients so that their common norm is at most max_norm; return the norm before.
+
+    For gradients that you use yourself; an optimizer clips on the way, with step(max_norm=...).
+    """
+    params = [p for p in params if p.grad is not None]
+    ops = backend.of(params[0].grad)
+    norm = math.sqrt(sum(float(ops.grad_norm(p.grad.reshape(-1))) ** 2 for p in params))
+    if norm > max_norm:
+        factor = ops.from_numpy(np.array(max_norm / (norm + 1e-6)), dtype=params[0].dtype)
+        for p in params:
+            p.grad = ops.mul_forward(p.grad, factor)[0]
+    return norm
+
+
+# Schedules: functions of the step number, counted from 0, that give the learning rate.
+
+def constant(lr):
+    """lr at every step."""
+    return lambda step: lr
+
+
+def _warmed_up(peak, warmup, after):
+    """Rise in a straight line to the peak over `warmup` steps, the first being peak / (warmup + 1) and not 0."""
+    return lambda step: peak * (step + 1) / (warmup + 1) if step < warmup else after(step)
+
+
+def cosine(peak, total, warmup=0, floor=0.0):
+    """Warm-up, then half a cosine wave from peak down to floor at step `total`, and floor from there on.
+
+    floor + (peak - floor) (1 + cos(pi f)) / 2, f = (step - warmup) / (total - warmup). Source: Loshchilov & Hutter 2016.
+    """
+    def after(step):
+        f = min(1.0, (step - warmup) / max(1, total - warmup))
+        return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * f))
+    return _warmed_up(peak, warmup, after)
+
+
+def linear(peak, total, warmup=0, floor=0.0):
+    """Warm-up, then a straight line from peak down to floor at step `total`, and floor from there on (BERT's)."""
+    return _warmed_up(peak, warmup,
+                      lambda step: peak + (floor - peak) * min(1.0, (step - warmup) / max(1, total - warmup)))
+
+
+def inverse_sqrt(peak, warmup):
+    """Warm-up, then peak * sqrt(warmup / step): the first Transformer's (Vaswani et al. 2017, section 5.3)."""
+    return _warmed_up(peak, warmup, lambda step: peak * math.sqrt(max(1, warmup) / max(1, step)))
