@@ -3,11 +3,8 @@
     out = softmax(q k^T * scale + bias) v        per batch row and head (Vaswani et al. 2017, eq. 1)
 
 The score matrix is worked off in blocks of BLOCK queries. A block stays in the cache, and with a causal mask the keys to
-its right are never multiplied at all. Two habits save time and cost nothing:
-- scores are kept transposed, (keys, queries). A query's maximum then runs down a column, which NumPy takes four times
-  faster than along a row;
-- the probabilities stay unnormalised, p = e^(score - maximum), and r = 1 / (their sum) scales the T x D output instead of
-  the T x S probabilities.
+its right are never multiplied at all. Blocks are kept transposed, (keys, queries): what belongs to one query then runs down
+a column, and NumPy takes the maximum of columns four times faster than that of rows.
 """
 import numpy as np
 
@@ -119,7 +116,6 @@ def _attend(q, k, v, out, bias, mask, keep, causal, scale, dropout):
     T, S = q.shape[2], k.shape[2]
     scale = q.shape[3] ** -0.5 if scale is None else scale
     q = q * scale                                   # T x D products instead of T x S on the scores
-    r = memory.empty(q.shape[:3] + (1,), q.dtype)
     blocks = []
     for i, stop, keys in _blocks(T, S, causal):
         p = np.matmul(k[:, :, :keys], q[:, :, i:stop].swapaxes(2, 3))      # scores (B, H, keys, n)
@@ -133,27 +129,31 @@ def _attend(q, k, v, out, bias, mask, keep, causal, scale, dropout):
         top[np.isneginf(top)] = 0                   # a query that sees nothing: e^(-inf - 0) = 0
         p -= top
         np.exp(p, out=p)
-        dropped = p if keep is None else p * keep[:, :, i:stop, :keys].swapaxes(2, 3)
+        total = np.ones((1, keys), p.dtype) @ p                            # (B, H, 1, n)
+        total[total == 0] = 1                       # ... and 0 / 1 = 0
+        p *= 1 / total
+        dropped = p if keep is None else p * _survivors(keep, i, stop, keys, dropout, p.dtype)
         np.matmul(dropped.swapaxes(2, 3), v[:, :, :keys], out=out[:, :, i:stop])
-        total = p.swapaxes(2, 3) @ np.ones((keys, 1), p.dtype)             # (B, H, n, 1)
-        r[:, :, i:stop] = np.divide(1, total, where=total > 0, out=np.zeros_like(total))
         blocks.append(p)
-    out *= r if keep is None else r * (1 / (1 - dropout))
-    return q, k, v, out, blocks, r, keep, causal, scale, dropout
+    return q, k, v, out, blocks, keep, causal, scale, dropout
+
+
+def _survivors(keep, i, stop, keys, dropout, dtype):
+    """Dropout's factors for a block, 0 or 1 / (1 - dropout): (B, H, keys, n)"""
+    return keep[:, :, i:stop, :keys].swapaxes(2, 3) * dtype.type(1 / (1 - dropout))
 
 
 def _attend_backward(dout, dq, dk, dv, dbias, core):
     """The backward pass on (B, H, T, D) views: fills dq, dk, dv, adds to dbias."""
-    q, k, v, out, blocks, r, keep, causal, scale, dropout = core
+    q, k, v, out, blocks, keep, causal, scale, dropout = core
     T, S = q.shape[2], k.shape[2]
-    delta = np.vecdot(dout, out)[:, :, None] * r.swapaxes(2, 3)            # rowsum(dout * out) r: (B, H, 1, T)
-    dout = dout * r                                 # p is unnormalised: everything that meets it carries r
+    delta = np.vecdot(dout, out)[:, :, None]        # rowsum(dout * out): (B, H, 1, T)
     for block, ((i, stop, keys), p) in enumerate(zip(_blocks(T, S, causal), blocks)):
         queries, d = q[:, :, i:stop], dout[:, :, i:stop]
         ds = np.matmul(v[:, :, :keys], d.swapaxes(2, 3))                   # dP^T (B, H, keys, n)
         dropped = p
         if keep is not None:
-            survivors = keep[:, :, i:stop, :keys].swapaxes(2, 3) * p.dtype.type(1 / (1 - dropout))
+            survivors = _survivors(keep, i, stop, keys, dropout, p.dtype)
             dropped = p * survivors
             ds *= survivors
         ds -= delta[..., i:stop]
