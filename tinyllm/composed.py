@@ -113,7 +113,7 @@ def attention(q, k, v, bias=None, key_start=None, key_end=None, *, causal=False,
 def self_attention(qkv, key_start=None, key_end=None, *, n_head, causal=True, scale=None, dropout=0.0):
     """attention() between three thirds of one array"""
     B, T, C3 = qkv.shape
-    q, k, v = (part.reshape(B, T, n_head, -1) for part in split(qkv, C3 // 3, axis=2))
+    q, k, v = (part.reshape(B, T, n_head, C3 // 3 // n_head) for part in split(qkv, C3 // 3, axis=2))
     out = attention(q, k, v, None, key_start, key_end, causal=causal, scale=scale, dropout=dropout)
     return out.reshape(B, T, C3 // 3)
 
@@ -140,7 +140,7 @@ def dropout(x, p=0.5):
 
 def cross_entropy(logits, targets, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """-sum of (target distribution) * log softmax(logits)"""
-    targets, V = np.asarray(targets), logits.shape[-1]
+    targets, V = F._ids("cross_entropy", targets, logits.shape[-1], ignore_index), logits.shape[-1]
     counts = targets != ignore_index
     wanted = np.eye(V)[np.where(counts, targets, 0)] * (1 - label_smoothing) + label_smoothing / V
     losses = -(log_softmax(logits) * _constant(wanted * counts[..., None], logits)).sum(axis=-1)

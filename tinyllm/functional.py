@@ -9,17 +9,39 @@ from . import backend, random
 from .tensor import Tensor, apply, wants
 
 
-def maximum(a, b): return apply("maximum", a, b)
-def relu(x): return apply("relu", x)
-def sigmoid(x): return apply("sigmoid", x)
-def tanh(x): return apply("tanh", x)
-def softmax(x): return apply("softmax", x)
-def log_softmax(x): return apply("log_softmax", x)
+def maximum(a, b):
+    """The larger of both, element by element; the operands broadcast."""
+    return apply("maximum", *_operands(a, b))
+
+
+def relu(x):
+    """max(x, 0)"""
+    return apply("relu", x)
+
+
+def sigmoid(x):
+    """1 / (1 + e^-x)"""
+    return apply("sigmoid", x)
+
+
+def tanh(x):
+    """(e^x - e^-x) / (e^x + e^-x)"""
+    return apply("tanh", x)
+
+
+def softmax(x):
+    """e^x / sum e^x over the last axis; a row of -inf only gives zeros."""
+    return apply("softmax", x)
+
+
+def log_softmax(x):
+    """x - log sum e^x over the last axis."""
+    return apply("log_softmax", x)
 
 
 def where(condition, a, b):
     """a where condition (an array of booleans) holds, else b; all three broadcast."""
-    return apply("where", np.asarray(condition), a, b)
+    return apply("where", np.asarray(condition), *_operands(a, b))
 
 
 def concatenate(tensors, axis=0):
@@ -29,8 +51,10 @@ def concatenate(tensors, axis=0):
 
 def split(x, sizes, axis=0):
     """A tuple of pieces along an axis; sizes: one length for all pieces, or a list of lengths."""
-    if isinstance(sizes, int):
+    if isinstance(sizes, (int, np.integer)):
         n = x.shape[axis]
+        if sizes < 1:
+            raise ValueError(f"split: a piece must be at least 1 long, not {sizes}; give a length, or a list of lengths")
         sizes = [min(sizes, n - start) for start in range(0, n, sizes)]
     return apply("split", x, sizes=tuple(sizes), axis=axis)
 
@@ -88,14 +112,14 @@ def attention(q, k, v, bias=None, key_start=None, key_end=None, *, causal=False,
     the keys start <= j < end. causal: query i sees keys j <= i + S - T. A query that may see nothing gets zeros.
     """
     rng, site = random.draw() if dropout else (None, 0)
-    return apply("attention", q, k, v, bias, key_start, key_end, rng,
+    return apply("attention", q, k, v, bias, _limits(key_start), _limits(key_end), rng,
                  causal=causal, scale=scale, dropout=dropout, site=site)
 
 
 def self_attention(qkv, key_start=None, key_end=None, *, n_head, causal=True, scale=None, dropout=0.0):
     """attention() for queries, keys and values side by side: qkv (B, T, 3 C) -> (B, T, C)"""
     rng, site = random.draw() if dropout else (None, 0)
-    return apply("self_attention", qkv, key_start, key_end, rng,
+    return apply("self_attention", qkv, _limits(key_start), _limits(key_end), rng,
                  n_head=n_head, causal=causal, scale=scale, dropout=dropout, site=site)
 
 
@@ -145,9 +169,22 @@ def sample(logits, temperature=1.0, top_k=None, top_p=None, rng=None):
 
     rng: an array (seed, step) for a draw that can be repeated; None takes the next one after tinyllm.manual_seed().
     """
+    if temperature < 0 or (top_k or 0) < 0 or not 0 < (1 if top_p is None else top_p):
+        raise ValueError(f"sample: temperature must be 0 or more, top_k 0 or more, top_p above 0; got {temperature}, {top_k}, "
+                         f"{top_p}")
     data = logits.data if isinstance(logits, Tensor) else logits
     rng, site = random.draw() if rng is None else (rng, 0)
     return backend.of(data).sample(data, rng, temperature=temperature, top_k=top_k, top_p=top_p, site=site)
+
+
+def _operands(a, b):
+    """Two operands of which one may be a number or an array."""
+    return (a, a._operand(b)) if isinstance(a, Tensor) else (b._operand(a), b) if isinstance(b, Tensor) else (a, b)
+
+
+def _limits(lengths):
+    """Key limits, which may be a list, as an array."""
+    return np.asarray(lengths) if isinstance(lengths, (list, tuple)) else lengths
 
 
 def _ids(name, ids, vocabulary, ignore_index=None):

@@ -20,13 +20,14 @@ def stream(model, ids, max_new_tokens=None, *, max_length=None, temperature=1.0,
     steps = max_new_tokens if max_new_tokens is not None else (max_length or 0) - text.shape[1]
     if max_new_tokens is None and max_length is None:
         raise ValueError("generate: say how much to write, with max_new_tokens or max_length")
-    was_training = getattr(model, "training", False)
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield from _tokens(model, text, steps, use_cache, np.array(list(stop_tokens), np.int64),
                            lambda logits, step: F.sample(logits, temperature, top_k, top_p, np.array([seed, step])))
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
 
 
 def generate(model, ids, max_new_tokens=None, **options):

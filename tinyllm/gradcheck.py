@@ -52,7 +52,7 @@ def gradcheck(fn, inputs, tolerance=1e-6, directions=2, step=1e-5, seed=0):
         return sum((w * (up - down)).sum() for w, up, down in zip(weights, *ends)) / (2 * step)
 
     for i in checked:
-        entries = list(np.eye(base[i].size).reshape(-1, *base[i].shape)) if base[i].size <= 64 else []
+        entries = list(np.eye(base[i].size).reshape(base[i].size, *base[i].shape)) if base[i].size <= 64 else []
         randoms = [rng.standard_normal(base[i].shape) for _ in range(directions)]
         size = max(np.linalg.norm(grads[i]), 1e-3)
         worst, where = 0.0, ""

@@ -6,7 +6,7 @@ import numpy as np
 
 def perplexity(loss):
     """e^loss, for a loss in nats per token: among how many equally likely tokens the model is, on average, undecided."""
-    return math.exp(loss) if loss < 700 else math.inf
+    return math.inf if loss >= 700 else math.exp(loss)
 
 
 def bits_per_byte(loss, tokens, n_bytes):

@@ -59,7 +59,7 @@ class Optimizer:
 
         lr: this step's learning rate (default: the last one). max_norm: if the norm of all gradients together is larger,
         all are scaled down to it (0: no clipping; Pascanu et al. 2013). A parameter without a gradient counts as having a
-        zero one. If the norm is not finite, nothing changes.
+        zero one. If the norm is not finite, the step counts, but no parameter changes.
         """
         self.advance(lr)
         return self.apply(max_norm)
@@ -162,6 +162,8 @@ def clip_grad_norm_(params, max_norm):
     For gradients that you use yourself; an optimizer clips on the way, with step(max_norm=...).
     """
     params = [p for p in params if p.grad is not None]
+    if not params:
+        return 0.0
     ops = backend.of(params[0].grad)
     norm = math.sqrt(sum(float(ops.grad_norm(p.grad.reshape(-1))) ** 2 for p in params))
     if norm > max_norm:

@@ -10,18 +10,26 @@ import numpy as np
 
 def is_float(array):
     """Whether an array of either backend holds floating-point numbers."""
-    return "float" in str(array.dtype)
+    kind = getattr(array.dtype, "kind", None)           # NumPy has it, torch has is_floating_point
+    return kind == "f" if kind else array.dtype.is_floating_point
+
+
+def is_integer(array):
+    """Whether an array of either backend holds integers."""
+    kind = getattr(array.dtype, "kind", None)
+    return kind in "iu" if kind else not (array.dtype.is_floating_point or array.dtype.is_complex)
 
 
 def check(name, arrays, options):
     """Raise ValueError if the arrays do not fit operation `name`."""
-    dtypes = {str(a.dtype).removeprefix("torch.") for a in arrays if a is not None and is_float(a)}
-    if len(dtypes) > 1:
-        raise ValueError(f"{name}: mixes {' and '.join(sorted(dtypes))}; convert one side, with .cast(...) for a tensor or "
-                         ".astype(np.float32) for an array (NumPy makes float64 unless told otherwise)")
     rule = RULES.get(name)
     if rule:
         rule(name, arrays, options)
+    dtypes = {a.dtype for a in arrays if a is not None and is_float(a)}
+    if len(dtypes) > 1:
+        names = sorted(str(d).removeprefix("torch.") for d in dtypes)
+        raise ValueError(f"{name}: mixes {' and '.join(names)}; convert one side, with .cast(...) for a tensor or "
+                         ".astype(np.float32) for an array (NumPy makes float64 unless told otherwise)")
 
 
 def _fail(name, problem, hint, **arguments):
@@ -30,7 +38,7 @@ def _fail(name, problem, hint, **arguments):
 
 
 def _integers(name, what, array):
-    if "int" not in str(array.dtype):
+    if not is_integer(array):
         raise ValueError(f"{name}: {what} must be integers, not {array.dtype}; use {what}.astype(np.int64)")
 
 
@@ -183,7 +191,7 @@ def _reshape(name, arrays, options):
 
 def _permute(name, arrays, options):
     (x,), axes = arrays, options["axes"]
-    if sorted(a % x.ndim if x.ndim else a for a in axes) != list(range(x.ndim)):
+    if sorted(a + x.ndim if a < 0 else a for a in axes) != list(range(x.ndim)):
         _fail(name, f"{axes} does not name each of the {x.ndim} axes once", "list every axis", x=x)
 
 
@@ -202,7 +210,13 @@ def _split(name, arrays, options):
         _fail(name, f"the sizes {options['sizes']} must add up to the length of axis {axis}", "check the sizes", x=x)
 
 
+def _gelu(name, arrays, options):
+    if options["approximate"] not in ("none", "tanh"):
+        raise ValueError(f'{name}: approximate must be "none" (exact) or "tanh", not {options["approximate"]!r}')
+
+
 RULES = dict(
+    gelu=_gelu,
     add=_broadcast, sub=_broadcast, mul=_broadcast, div=_broadcast, pow=_broadcast, maximum=_broadcast, where=_broadcast,
     sum=_axis, mean=_axis, max=_axis, reshape=_reshape, permute=_permute, concatenate=_concatenate, split=_split,
     matmul=_matmul, linear=_linear, linear_gelu=_linear, embedding=_embedding, layer_norm=_norm, rms_norm=_norm,

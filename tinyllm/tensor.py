@@ -220,6 +220,9 @@ class Tensor:
     def __float__(self):
         return float(self.item())
 
+    def __bool__(self):
+        return bool(self.item())        # `if loss:`; item() refuses more than one element
+
     def _operand(self, other):
         """The other side of + - * /: a number takes this tensor's dtype, an array becomes a constant tensor."""
         if isinstance(other, Tensor):
@@ -249,9 +252,9 @@ class Tensor:
     def sigmoid(self): return apply("sigmoid", self)
     def relu(self): return apply("relu", self)
     def erf(self): return apply("erf", self)
-    def sum(self, axis=None, keepdims=False): return apply("sum", self, axis=axis, keepdims=keepdims)
-    def mean(self, axis=None, keepdims=False): return apply("mean", self, axis=axis, keepdims=keepdims)
-    def max(self, axis=None, keepdims=False): return apply("max", self, axis=axis, keepdims=keepdims)
+    def sum(self, axis=None, keepdims=False): return apply("sum", self, axis=_axes(axis), keepdims=keepdims)
+    def mean(self, axis=None, keepdims=False): return apply("mean", self, axis=_axes(axis), keepdims=keepdims)
+    def max(self, axis=None, keepdims=False): return apply("max", self, axis=_axes(axis), keepdims=keepdims)
     def reshape(self, *shape): return apply("reshape", self, shape=_flat(shape))
     def permute(self, *axes): return apply("permute", self, axes=_flat(axes))
     def cast(self, dtype): return apply("cast", self, dtype=dtype)
@@ -280,7 +283,12 @@ def _with_needs(name, a, b):
 
 def _flat(numbers):
     """reshape(2, 3) and reshape((2, 3)) mean the same."""
-    return tuple(numbers[0]) if len(numbers) == 1 and not isinstance(numbers[0], int) else tuple(numbers)
+    return tuple(numbers[0]) if len(numbers) == 1 and np.ndim(numbers[0]) else tuple(numbers)
+
+
+def _axes(axis):
+    """A list of axes means the same as a tuple."""
+    return tuple(axis) if isinstance(axis, list) else axis
 
 
 def _run_backward(node, douts):
@@ -303,7 +311,8 @@ def _run_backward(node, douts):
 def _accumulate(leaf, grad):
     """Gradients add up, within one backward() and over several; the leaf's array is its own."""
     ops = backend.of(leaf._data)
-    leaf.grad = ops.copy(grad) if leaf.grad is None else ops.add_forward(leaf.grad, grad)[0]
+    total = ops.copy(grad) if leaf.grad is None else ops.add_forward(leaf.grad, grad)[0]
+    leaf.grad = np.asarray(total) if isinstance(total, np.generic) else total
 
 
 def _refuse_nan(name, what, arrays, input_shapes):

@@ -60,7 +60,7 @@ def learning_rate(config):
 
 def evaluate(model, data, batch_size, windows=0):
     """Mean loss in nats per token over a TokenDataset: over every token, or over the first `windows` windows only."""
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     total = count = seen = 0
     with no_grad():
@@ -69,7 +69,8 @@ def evaluate(model, data, batch_size, windows=0):
             count, seen = count + targets.size, seen + len(ids)
             if windows and seen >= windows:
                 break
-    model.train(was_training)
+    for module, training in modes:
+        module.training = training
     return total / count
 
 

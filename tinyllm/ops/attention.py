@@ -10,6 +10,7 @@ import numpy as np
 
 from . import memory
 from .dropout import keep_mask
+from .threads import in_parallel
 
 BLOCK = 64
 
@@ -46,7 +47,8 @@ def attention_backward(dout, saved):
     dbias = None if bias_shape is None else np.zeros(bias_shape, dout.dtype)
     _attend_backward(*map(_heads_first, (dout, dq, dk, dv)), dbias, core)
     if groups > 1:      # each key head served `groups` query heads: it gets the sum of their gradients
-        dk, dv = (d.reshape(*d.shape[:2], -1, groups, d.shape[-1]).sum(axis=3) for d in (dk, dv))
+        heads = (*dk.shape[:2], dk.shape[2] // groups, groups, dk.shape[3])
+        dk, dv = dk.reshape(heads).sum(axis=3), dv.reshape(heads).sum(axis=3)
     return dq, dk, dv, dbias, None, None, None
 
 
@@ -61,7 +63,8 @@ def self_attention_forward(qkv, key_start=None, key_end=None, rng=None, *,
     q, k, v = _unpack(qkv, n_head)
     mask = _key_mask(key_start, key_end, T, qkv.dtype)
     keep = keep_mask(rng, (B, n_head, T, T), dropout, site) if dropout else None
-    core = _attend(q, k, v, _heads_first(out.reshape(B, T, n_head, -1)), None, mask, keep, causal, scale, dropout)
+    heads = _heads_first(out.reshape(B, T, n_head, C3 // 3 // n_head))
+    core = _attend(q, k, v, heads, None, mask, keep, causal, scale, dropout)
     return out, (qkv.shape, n_head, core)
 
 
@@ -69,7 +72,7 @@ def self_attention_backward(dout, saved):
     """attention_backward, with dq, dk, dv written side by side."""
     (B, T, C3), n_head, core = saved
     dqkv = memory.empty((B, T, C3), dout.dtype)
-    dout = _heads_first(dout.reshape(B, T, n_head, -1))
+    dout = _heads_first(dout.reshape(B, T, n_head, C3 // 3 // n_head))
     _attend_backward(dout, *_unpack(dqkv, n_head), None, core)
     return dqkv, None, None, None
 
@@ -113,28 +116,31 @@ def _mask_future(scores, i, offset):
 
 def _attend(q, k, v, out, bias, mask, keep, causal, scale, dropout):
     """The forward pass on (B, H, T, D) views: fills `out`, returns what the backward pass needs."""
-    T, S = q.shape[2], k.shape[2]
-    scale = q.shape[3] ** -0.5 if scale is None else scale
-    q = q * scale                                   # T x D products instead of T x S on the scores
-    blocks = []
-    for i, stop, keys in _blocks(T, S, causal):
-        p = np.matmul(k[:, :, :keys], q[:, :, i:stop].swapaxes(2, 3))      # scores (B, H, keys, n)
-        if bias is not None:
-            p += bias[:, :, i:stop, :keys].swapaxes(2, 3)
-        if mask is not None:
-            p += mask[..., :keys, :]
-        if causal:
-            _mask_future(p, i, S - T)
-        top = p.max(axis=-2, keepdims=True, initial=-np.inf)               # (B, H, 1, n)
-        top[np.isneginf(top)] = 0                   # a query that sees nothing: e^(-inf - 0) = 0
-        p -= top
-        np.exp(p, out=p)
-        total = np.ones((1, keys), p.dtype) @ p                            # (B, H, 1, n)
-        total[total == 0] = 1                       # ... and 0 / 1 = 0
-        p *= 1 / total
-        dropped = p if keep is None else p * _survivors(keep, i, stop, keys, dropout, p.dtype)
-        np.matmul(dropped.swapaxes(2, 3), v[:, :, :keys], out=out[:, :, i:stop])
-        blocks.append(p)
+    B, H, T, D = q.shape
+    S = k.shape[2]
+    q = q * (D ** -0.5 if scale is None else scale)     # T x D products instead of T x S on the scores
+    blocks = [memory.empty((B, H, keys, stop - i), q.dtype) for i, stop, keys in _blocks(T, S, causal)]
+
+    def rows(b):        # b: a slice of the batch
+        for (i, stop, keys), p in zip(_blocks(T, S, causal), blocks):
+            p = np.matmul(k[b, :, :keys], q[b, :, i:stop].swapaxes(2, 3), out=p[b])     # scores (B, H, keys, n)
+            if bias is not None:
+                p += bias[b if len(bias) > 1 else slice(None), :, i:stop, :keys].swapaxes(2, 3)
+            if mask is not None:
+                p += mask[b, :, :keys]
+            if causal:
+                _mask_future(p, i, S - T)
+            top = p.max(axis=-2, keepdims=True, initial=-np.inf)            # (B, H, 1, n)
+            top[np.isneginf(top)] = 0               # a query that sees nothing: e^(-inf - 0) = 0
+            p -= top
+            np.exp(p, out=p)
+            total = np.ones((1, keys), p.dtype) @ p                         # (B, H, 1, n)
+            total[total == 0] = 1                   # ... and 0 / 1 = 0
+            p *= 1 / total
+            dropped = p if keep is None else p * _survivors(keep[b], i, stop, keys, dropout, p.dtype)
+            np.matmul(dropped.swapaxes(2, 3), v[b, :, :keys], out=out[b, :, i:stop])
+
+    in_parallel(rows, B, B * H * T * S)
     return q, k, v, out, blocks, keep, causal, scale, dropout
 
 
@@ -146,29 +152,36 @@ def _survivors(keep, i, stop, keys, dropout, dtype):
 def _attend_backward(dout, dq, dk, dv, dbias, core):
     """The backward pass on (B, H, T, D) views: fills dq, dk, dv, adds to dbias."""
     q, k, v, out, blocks, keep, causal, scale, dropout = core
-    T, S = q.shape[2], k.shape[2]
-    delta = np.vecdot(dout, out)[:, :, None]        # rowsum(dout * out): (B, H, 1, T)
-    for block, ((i, stop, keys), p) in enumerate(zip(_blocks(T, S, causal), blocks)):
-        queries, d = q[:, :, i:stop], dout[:, :, i:stop]
-        ds = np.matmul(v[:, :, :keys], d.swapaxes(2, 3))                   # dP^T (B, H, keys, n)
-        dropped = p
-        if keep is not None:
-            survivors = _survivors(keep, i, stop, keys, dropout, p.dtype)
-            dropped = p * survivors
-            ds *= survivors
-        ds -= delta[..., i:stop]
-        ds *= p
-        np.matmul(ds.swapaxes(2, 3), k[:, :, :keys], out=dq[:, :, i:stop])
-        if block == 0:  # the last queries see every key: they fill dk and dv, the others add to them
-            np.matmul(ds, queries, out=dk)
-            np.matmul(dropped, d, out=dv)
-        else:
-            dk[:, :, :keys] += np.matmul(ds, queries)
-            dv[:, :, :keys] += np.matmul(dropped, d)
-        if dbias is not None:
-            axes = tuple(a for a in (0, 1) if dbias.shape[a] == 1)
-            dbias[:, :, i:stop, :keys] += ds.swapaxes(2, 3).sum(axis=axes, keepdims=True)
-    dq *= scale
+    B, H, T, D = q.shape
+    S = k.shape[2]
+
+    def rows(b):        # b: a slice of the batch
+        delta = np.vecdot(dout[b], out[b])[:, :, None]  # rowsum(dout * out): (B, H, 1, T)
+        for block, ((i, stop, keys), p) in enumerate(zip(_blocks(T, S, causal), blocks)):
+            p, queries, d = p[b], q[b, :, i:stop], dout[b, :, i:stop]
+            ds = np.matmul(v[b, :, :keys], d.swapaxes(2, 3))                # dP^T (B, H, keys, n)
+            dropped = p
+            if keep is not None:
+                survivors = _survivors(keep[b], i, stop, keys, dropout, p.dtype)
+                dropped = p * survivors
+                ds *= survivors
+            ds -= delta[..., i:stop]
+            ds *= p
+            np.matmul(ds.swapaxes(2, 3), k[b, :, :keys], out=dq[b, :, i:stop])
+            if block == 0:  # the last queries see every key: they fill dk and dv, the others add to them
+                np.matmul(ds, queries, out=dk[b])
+                np.matmul(dropped, d, out=dv[b])
+            else:
+                dk[b, :, :keys] += np.matmul(ds, queries)
+                dv[b, :, :keys] += np.matmul(dropped, d)
+            if dbias is not None:
+                axes = tuple(a for a in (0, 1) if dbias.shape[a] == 1)
+                where = b if len(dbias) > 1 else slice(None)
+                dbias[where, :, i:stop, :keys] += ds.swapaxes(2, 3).sum(axis=axes, keepdims=True)
+        dq[b] *= D ** -0.5 if scale is None else scale
+
+    # a bias shared by the batch is summed over it: one thread only
+    in_parallel(rows, B, 0 if dbias is not None else B * H * T * S)
     if not blocks:      # no queries at all
         dk[...] = dv[...] = 0
 

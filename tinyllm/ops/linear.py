@@ -7,6 +7,7 @@ import numpy as np
 from . import memory
 from .activation import gelu_chunk
 from .memory import row_chunks, rows
+from .threads import in_parallel
 
 
 def linear_forward(x, weight, bias=None, *, needs=(True, True, True)):
@@ -54,12 +55,18 @@ def linear_gelu_forward(x, weight, bias=None, *, needs=(True, True, True)):
     out, (*_, has_bias, _) = linear_forward(x, weight, bias)
     slope = memory.empty(out.shape, out.dtype) if any(needs) else None
     u = rows(out)
-    for r in row_chunks(u):
-        gelu_chunk(u[r], out=u[r], slope=None if slope is None else rows(slope)[r])
+
+    def activate(part):
+        for r in row_chunks(u, part):
+            gelu_chunk(u[r], out=u[r], slope=None if slope is None else rows(slope)[r])
+
+    in_parallel(activate, len(u), u.size)
     return out, (x, weight, has_bias, needs, slope)
 
 
 def linear_gelu_backward(dout, saved):
     """du = dout * gelu'(u), and from there as in linear_backward."""
     *linear_saved, slope = saved
-    return linear_backward(dout * slope, linear_saved)
+    du = memory.empty(dout.shape, dout.dtype)
+    in_parallel(lambda r: np.multiply(rows(dout)[r], rows(slope)[r], out=rows(du)[r]), len(rows(du)), du.size)
+    return linear_backward(du, linear_saved)

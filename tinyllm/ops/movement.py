@@ -17,7 +17,7 @@ def reshape_backward(dout, saved):
 
 def permute_forward(x, *, axes):
     """Axis i of the result is axis axes[i] of x: (2, 3, 5) permuted by (2, 0, 1) is (5, 2, 3)."""
-    return x.transpose(axes), (axes,)
+    return x.transpose(axes), (tuple(a % x.ndim for a in axes),)
 
 
 def permute_backward(dout, saved):
@@ -37,7 +37,7 @@ def getitem_backward(dout, saved):
     dx = memory.empty(shape, dout.dtype)
     dx[...] = 0
     parts = index if isinstance(index, tuple) else (index,)
-    if any(isinstance(part, (np.ndarray, list)) for part in parts):
+    if any(isinstance(part, (np.ndarray, list, tuple)) for part in parts):
         np.add.at(dx, index, dout)      # dx[index] += dout would keep only one of several equal indices
     else:
         dx[index] = dout

@@ -4,6 +4,7 @@ import numpy as np
 from . import memory
 from .linear import column_sums
 from .memory import row_chunks, rows
+from .threads import in_parallel
 
 
 def layer_norm_forward(x, weight, bias=None, *, eps=1e-5):
@@ -15,17 +16,21 @@ def layer_norm_forward(x, weight, bias=None, *, eps=1e-5):
     C = x.shape[-1]
     x_rows, out = rows(x), memory.empty(x.shape, x.dtype)
     xhat, rstd = memory.empty(x_rows.shape, x.dtype), memory.empty(x_rows.shape[:1], x.dtype)
-    average = np.full(C, 1 / C, x.dtype)
-    for r in row_chunks(x_rows):
-        centred = xhat[r]
-        np.subtract(x_rows[r], (x_rows[r] @ average)[:, None], out=centred)     # BLAS: a third of the time of mean()
-        variance = np.vecdot(centred, centred) / C
-        rstd[r] = 1 / np.sqrt(variance + eps)
-        centred *= rstd[r, None]
-        y = rows(out)[r]
-        np.multiply(centred, weight, out=y)
-        if bias is not None:
-            y += bias
+    ones = np.ones(C, x.dtype)
+
+    def normalise(part):
+        for r in row_chunks(x_rows, part):
+            centred = xhat[r]
+            np.subtract(x_rows[r], (x_rows[r] @ ones / C)[:, None], out=centred)     # BLAS: a third of the time of mean()
+            variance = np.vecdot(centred, centred) / C
+            rstd[r] = 1 / np.sqrt(variance + eps)
+            centred *= rstd[r, None]
+            y = rows(out)[r]
+            np.multiply(centred, weight, out=y)
+            if bias is not None:
+                y += bias
+
+    in_parallel(normalise, len(x_rows), x.size)
     return out, (xhat, rstd, weight, bias is not None)
 
 
@@ -39,17 +44,23 @@ def layer_norm_backward(dout, saved):
     xhat, rstd, weight, has_bias = saved
     C = xhat.shape[-1]
     dout_rows, dx = rows(dout), memory.empty(dout.shape, dout.dtype)
-    dweight, average = np.zeros(C, dout.dtype), np.full(C, 1 / C, dout.dtype)
-    for r in row_chunks(dout_rows):
-        normed, d = xhat[r], dout_rows[r]
-        dweight += column_sums(d * normed)
-        g = rows(dx)[r]
-        np.multiply(d, weight, out=g)
-        mean_g = (g @ average)[:, None]
-        mean_g_xhat = (np.vecdot(g, normed) / C)[:, None]
-        g -= mean_g
-        g -= normed * mean_g_xhat
-        g *= rstd[r, None]
+    ones, dweights = np.ones(C, dout.dtype), {}
+
+    def backward(part):
+        for r in row_chunks(dout_rows, part):
+            normed, d, g = xhat[r], dout_rows[r], rows(dx)[r]
+            dweights[r.start] = column_sums(d * normed)
+            np.multiply(d, weight, out=g)
+            mean_g = (g @ ones / C)[:, None]
+            mean_g_xhat = (np.vecdot(g, normed) / C)[:, None]
+            g -= mean_g
+            g -= normed * mean_g_xhat
+            g *= rstd[r, None]
+
+    in_parallel(backward, len(dout_rows), dout.size)
+    dweight = np.zeros(C, dout.dtype)
+    for start in sorted(dweights):      # in order, whichever thread was first: float sums depend on it
+        dweight += dweights[start]
     return dx, dweight, column_sums(dout_rows) if has_bias else None
 
 

@@ -6,12 +6,13 @@ buffer (tinyllm/optim.py), so a step is one loop over chunks, whatever the numbe
 """
 import numpy as np
 
-from .memory import CHUNK
+from .memory import row_chunks
+from .threads import in_parallel
 
 
 def grad_norm(grad):
     """The Euclidean norm of a flat gradient (P,), as a 0-d float32 array; summed in float64 chunk by chunk."""
-    total = sum(float(np.dot(piece, piece)) for piece in _pieces(grad))
+    total = sum(float(np.dot(grad[r], grad[r])) for r in row_chunks(grad[:, None]))
     return np.array(np.sqrt(total), np.float32)
 
 
@@ -36,23 +37,27 @@ def adamw_step(param, grad, exp_avg, exp_avg_sq, hyper, norm=None, *,
     # m / (sqrt(v) c + eps) = (m / c) / (sqrt(v) + eps / c): the bias corrections become two numbers, not two passes
     c = (1 - beta2 ** t) ** -0.5
     step_size, small = lr / (1 - beta1 ** t) / c, eps / c
-    for p, g, m, v in zip(*map(_pieces, (param, grad, exp_avg, exp_avg_sq))):
-        g = g * scale
-        if weight_decay and not decoupled:
-            g += weight_decay * p
-        if weight_decay and decoupled:
-            p *= 1 - lr * weight_decay
-        m *= beta1
-        m += (1 - beta1) * g
-        v *= beta2
-        g *= g
-        g *= 1 - beta2
-        v += g
-        update = np.sqrt(v, out=g)
-        update += small
-        np.divide(m, update, out=update)
-        update *= step_size
-        p -= update
+
+    def update(part):
+        for r in row_chunks(param[:, None], part):
+            p, g, m, v = param[r], grad[r] * scale, exp_avg[r], exp_avg_sq[r]
+            if weight_decay and not decoupled:
+                g += weight_decay * p
+            if weight_decay and decoupled:
+                p *= 1 - lr * weight_decay
+            m *= beta1
+            m += (1 - beta1) * g
+            v *= beta2
+            g *= g
+            g *= 1 - beta2
+            v += g
+            change = np.sqrt(v, out=g)
+            change += small
+            np.divide(m, change, out=change)
+            change *= step_size
+            p -= change
+
+    in_parallel(update, len(param), len(param))
 
 
 def sgd_step(param, grad, velocity, hyper, norm=None, *, momentum=0.0, nesterov=False, weight_decay=0.0, max_norm=0.0):
@@ -68,15 +73,14 @@ def sgd_step(param, grad, velocity, hyper, norm=None, *, momentum=0.0, nesterov=
     if scale is None:
         return
     lr = float(hyper[0])
-    if velocity is None:
-        velocity = param                # only to have pieces to walk along with
-    for p, g, u in zip(*map(_pieces, (param, grad, velocity))):
-        g = g * scale + weight_decay * p
+    for r in row_chunks(param[:, None]):
+        g = grad[r] * scale + weight_decay * param[r]
         if momentum:
+            u = velocity[r]
             u *= momentum
             u += g
             g = g + momentum * u if nesterov else u
-        p -= lr * g
+        param[r] -= lr * g
 
 
 def _clip(norm, max_norm):
@@ -86,7 +90,3 @@ def _clip(norm, max_norm):
     if not np.isfinite(norm):
         return None
     return min(1.0, max_norm / (float(norm) + 1e-6)) if max_norm else 1.0
-
-
-def _pieces(flat):
-    return [flat[i:i + CHUNK] for i in range(0, len(flat), CHUNK)]

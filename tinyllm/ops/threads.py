@@ -1,0 +1,69 @@
+"""More than one core for what BLAS does not do: element-wise chains, and the many small products of attention.
+
+NumPy's matrix product uses all cores, everything else only one. But NumPy lets go of Python's lock while it computes, so
+ordinary threads can work on different rows at the same time. Three conditions make it pay:
+- large pieces: handing over the lock costs some 10 microseconds, about as much as 30,000 additions;
+- one thread for BLAS meanwhile: it would try to use all cores from each of our threads, and wait for itself;
+- sleeping BLAS threads: between two products they wait in a busy loop, by default for some 30 milliseconds, and keep the
+  core from us. OPENBLAS_THREAD_TIMEOUT shortens that; it is read when NumPy is imported, so `import tinyllm` sets it first.
+
+What it buys, on two cores: @@THREADS@@
+"""
+import contextvars
+import ctypes
+import os
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import numpy as np
+
+SMALLEST = 131_072      # elements per thread below which it does not pay
+
+
+def _openblas():
+    """Functions that read and set the number of threads of NumPy's own OpenBLAS; None where it has another BLAS."""
+    try:
+        library = ctypes.CDLL(np._core._multiarray_umath.__file__)
+        return library.scipy_openblas_get_num_threads64_, library.scipy_openblas_set_num_threads64_
+    except (AttributeError, OSError):
+        return None
+
+
+_blas = _openblas()
+_pool = None
+
+
+def in_parallel(work, n, elements):
+    """Call work(slice) so that the slices cover range(n): all in one, or one per core if the job is large enough.
+
+    elements: how many array elements the job goes through. The calls must not depend on each other, nor call in_parallel.
+    BLAS works on one core meanwhile; there are as many threads as it has otherwise (OPENBLAS_NUM_THREADS).
+    """
+    global _pool
+    cores = _blas[0]() if _blas else 1
+    if cores < 2:
+        work(slice(0, n))
+        return
+    if _pool is None:
+        _pool = ThreadPoolExecutor(cores - 1)
+    threads = max(1, min(n, cores, elements // SMALLEST))
+    cuts = [n * i // threads for i in range(threads + 1)]
+    _blas[1](1)
+    others = [_pool.submit(contextvars.copy_context().run, work, slice(a, b))   # np.errstate lives in the context
+              for a, b in zip(cuts[1:], cuts[2:])]
+    try:
+        work(slice(0, cuts[1]))
+    finally:
+        wait(others)
+        _blas[1](cores)
+    for other in others:
+        other.result()                  # raises what was raised there
+
+
+def _forget_the_pool():
+    """A forked process has none of its parent's threads."""
+    global _pool
+    _pool = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_the_pool)
