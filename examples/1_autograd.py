@@ -2,7 +2,8 @@
 
     python examples/1_autograd.py
 
-Writes runs/autograd.png (with Graphviz or matplotlib) and runs/autograd.dot, which GitHub and any Graphviz viewer can show.
+Writes runs/autograd.png (with Graphviz or matplotlib) and runs/autograd.dot,
+which GitHub and any Graphviz viewer can show.
 """
 from pathlib import Path
 

@@ -2,12 +2,12 @@
 
     python examples/2_attention.py                  trains a very small GPT to repeat itself, in half a minute
 
-The task: some random letters, over and over: "kqzjkqzjkqzj...". How many letters there are before they repeat differs from
-text to text, so positions say nothing. From the second round on, each letter can be known for certain: find the place where
-the present letter stood before, and take the one *after* it. One layer of attention cannot do that, because it sees which
-letter stands where but not what stood before it. Two layers can: the first one passes each letter on to its right-hand
-neighbour, the second one looks for the place whose left-hand neighbour is the present letter. The pair is called an
-induction head (Olsson et al. 2022, "In-context learning and induction heads"). Writes runs/attention.png.
+The task: some random letters, over and over: "kqzjkqzjkqzj...". How many letters there are before they repeat differs
+from text to text, so positions say nothing. From the second round on, each letter can be known for certain: find the
+place where the present letter stood before, and take the one *after* it. One layer of attention cannot do that, because
+it sees which letter stands where but not what stood before it. Two layers can: the first one passes each letter on to
+its right-hand neighbour, the second one looks for the place whose left-hand neighbour is the present letter. The pair
+is called an induction head (Olsson et al. 2022, "In-context learning and induction heads"). Writes runs/attention.png.
 """
 from pathlib import Path
 
@@ -21,7 +21,9 @@ LETTERS, LENGTH, STEPS = 26, 32, 1000
 
 
 def batch(rng, size):
-    """Texts of 5 to 12 different letters, repeated: ids (size, LENGTH + 1) and the length of each one's round (size,)"""
+    """Texts of 5 to 12 different letters, repeated:
+    ids (size, LENGTH + 1) and the length of each one's round (size,)
+    """
     rounds = rng.integers(5, 13, size)
     texts = [np.resize(rng.permutation(LETTERS)[:n], LENGTH + 1) for n in rounds]
     return np.stack(texts), rounds
@@ -44,7 +46,9 @@ def train(model, rng):
 
 
 def attention_weights(model, ids):
-    """The probabilities softmax(q k^T / sqrt(D)) of each layer's heads, computed as the model does: list of (H, T, T)"""
+    """The probabilities softmax(q k^T / sqrt(D)) of each layer's heads,
+    computed as the model does: list of (H, T, T)
+    """
     x = model.wte(ids) + model.wpe(np.arange(ids.shape[1]))         # (1, T, C)
     found = []
     for block in model.h:
@@ -74,8 +78,8 @@ def picture(weights, text, path):
 
 def main():
     print(f"Training a GPT of two layers to repeat random letters: {STEPS:,} steps, half a minute.")
-    print(f"Guessing gives a loss of ln {LETTERS} = {np.log(LETTERS):.2f}. The loss stays on a plateau, falls steeply when the two "
-          "layers\nbegin to work together, and ends near 0.\n")
+    print(f"Guessing gives a loss of ln {LETTERS} = {np.log(LETTERS):.2f}. The loss stays on a plateau, falls "
+          "steeply when the two layers\nbegin to work together, and ends near 0.\n")
     tinyllm.manual_seed(1)
     model = tinyllm.GPT(tinyllm.GPTConfig(vocab_size=LETTERS, n_positions=LENGTH, n_embd=64, n_layer=2, n_head=2,
                                           embd_pdrop=0, attn_pdrop=0, resid_pdrop=0))
@@ -91,14 +95,15 @@ def main():
     print(f"\nA new text, whose {n} letters repeat, and from the second round on what the model says will come:")
     print("  text       " + "".join(letters))
     print("  predicted  " + " " * n + "".join(chr(ord("a") + i) for i in predicted[n - 1:]))
-    print("\nWhere the heads look. The first round: one place back, to carry each letter to its neighbour. Later rounds: at the")
+    print("\nWhere the heads look. The first round: one place back, to carry each letter to its neighbour. "
+          "Later rounds: at the")
     print("earlier copies of the letter that will come.")
     first, later = np.arange(1, n), np.arange(n, LENGTH)
     for layer, heads in enumerate(weights):
         for head, p in enumerate(heads):
             copies = sum(p[t, j] for t in later for j in range(t - n + 1, -1, -n)) / len(later)
-            print(f"  layer {layer + 1}, head {head + 1}:   first round, one place back {p[first, first - 1].mean():4.0%}"
-                  f"   later rounds, at earlier copies {copies:4.0%}")
+            print(f"  layer {layer + 1}, head {head + 1}:   first round, one place back "
+                  f"{p[first, first - 1].mean():4.0%}   later rounds, at earlier copies {copies:4.0%}")
     Path("runs").mkdir(exist_ok=True)
     try:
         picture(weights, letters[:-1], "runs/attention.png")

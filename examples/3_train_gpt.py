@@ -1,12 +1,12 @@
 """3. Train a GPT from scratch and watch it learn to write. The main script.
 
-    python examples/3_train_gpt.py                              the text that comes with Python, a few minutes on a laptop
-    python examples/3_train_gpt.py --text FILE [FILE ...]       your own text, UTF-8
-    python examples/3_train_gpt.py --tokenizer bpe              tokens of several letters instead of single ones
-    python examples/3_train_gpt.py --resume                     go on where it was interrupted (Ctrl-C saves)
+    python examples/3_train_gpt.py                          the text that comes with Python, a few minutes on a laptop
+    python examples/3_train_gpt.py --text FILE [FILE ...]   your own text, UTF-8
+    python examples/3_train_gpt.py --tokenizer bpe          tokens of several letters instead of single ones
+    python examples/3_train_gpt.py --resume                 go on where it was interrupted (Ctrl-C saves)
 
-The recipe is nanoGPT's for a small computer: 4 layers, 4 heads, width 128, context 64, 12 windows a step, 2,000 steps of
-AdamW. Everything it writes lies in one folder (--out): checkpoints, log.jsonl, loss.png.
+The recipe is nanoGPT's for a small computer: 4 layers, 4 heads, width 128, context 64, 12 windows a step, 2,000 steps
+of AdamW. Everything it writes lies in one folder (--out): checkpoints, log.jsonl, loss.png.
 """
 import argparse
 import sys
@@ -57,16 +57,19 @@ def main():
 
     tinyllm.manual_seed(config.seed)
     changes = {"n_positions": args.context} if args.context else {}
-    model = tinyllm.GPT(tinyllm.GPTConfig.preset(args.preset, vocab_size=tokenizer.vocab_size, bias=args.bias, **changes))
+    model = tinyllm.GPT(tinyllm.GPTConfig.preset(args.preset, vocab_size=tokenizer.vocab_size, bias=args.bias,
+                                                 **changes))
     context = model.config.n_positions
     train_data, val_data = (text.TokenDataset(part, context) for part in text.split(tokens, 0.1))
 
-    print(f"Model: {model.num_parameters():,} parameters, a vocabulary of {tokenizer.vocab_size:,}, {context} tokens at once.")
-    print(f"Job: {config.steps:,} steps of {config.batch_size * config.grad_accum} x {context} tokens, "
-          f"{model.flops_per_token(context) * context * config.batch_size * config.grad_accum * config.steps / 1e12:.1f} "
-          "trillion floating-point operations; the bar below tells the time left.")
-    print(f"Expect: the loss starts near ln {tokenizer.vocab_size} = {np.log(tokenizer.vocab_size):.2f}, where every token is "
-          f"equally likely{EXPECTED if not args.text and not changed(config, args) else ''}.\n")
+    print(f"Model: {model.num_parameters():,} parameters, a vocabulary of {tokenizer.vocab_size:,}, "
+          f"{context} tokens at once.")
+    print(
+        f"Job: {config.steps:,} steps of {config.batch_size * config.grad_accum} x {context} tokens, "
+        f"{model.flops_per_token(context) * context * config.batch_size * config.grad_accum * config.steps / 1e12:.1f}"
+        " trillion floating-point operations; the bar below tells the time left.")
+    print(f"Expect: the loss starts near ln {tokenizer.vocab_size} = {np.log(tokenizer.vocab_size):.2f}, where "
+          f"every token is equally likely{EXPECTED if not args.text and not changed(config, args) else ''}.\n")
     try:
         loss = train.train(model, train_data, val_data, config, args.out, tokenizer, args.resume)
     except (ValueError, FloatingPointError) as error:
@@ -82,7 +85,8 @@ EXPECTED = ", and ends at about 1.5 on text the model has not seen, in 2 to 4 mi
 
 def changed(config, args):
     """Whether anything differs from the defaults, so that the expectation above does not apply."""
-    return config != train.TrainConfig() or args.tokenizer != "char" or args.preset != "tiny" or args.context or args.bias
+    return (config != train.TrainConfig() or args.tokenizer != "char" or args.preset != "tiny"
+            or args.context or args.bias)
 
 
 def val_size(tokens, tokenizer):

@@ -2,7 +2,8 @@
 
     python examples/4_resume.py
 
-Trains a very small GPT twice: once without a break, once stopped half-way and resumed from its checkpoint by a fresh model.
+Trains a very small GPT twice: once without a break,
+once stopped half-way and resumed from its checkpoint by a fresh model.
 """
 import tempfile
 from pathlib import Path
@@ -26,7 +27,8 @@ def main():
     tokenizer = text.CharTokenizer.train(corpus)
     train_part, val_part = text.split(np.array(tokenizer.encode(corpus)), 0.1)
     data = text.TokenDataset(train_part, 64), text.TokenDataset(val_part, 64)
-    print("Two runs of 60 steps, the second one interrupted at step 30: a few seconds each. Expect a validation loss near 2.6,")
+    print("Two runs of 60 steps, the second one interrupted at step 30: a few seconds each. "
+          "Expect a validation loss near 2.6,")
     print("the same in both, and not one differing bit in the weights.\n")
 
     with tempfile.TemporaryDirectory() as folder:

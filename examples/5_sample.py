@@ -21,7 +21,8 @@ def main():
     parser.add_argument("--tokens", type=int, default=400, help="how many to write (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest (default: %(default)s)")
     parser.add_argument("--top-k", type=int, default=50, help="choose among so many, 0: all (default: %(default)s)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="choose among those with this probability in sum, 1: all")
+    parser.add_argument("--top-p", type=float, default=1.0,
+                        help="choose among those with this probability in sum, 1: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--copies", type=int, default=1, help="several texts at once, printed one after another")
     parser.add_argument("--stop", help="end a text at this character or token")
@@ -30,7 +31,8 @@ def main():
     model, tokenizer = checkpoint.load_model(args.folder)
     prompt = tokenizer.encode(args.prompt)
     stop = tokenizer.encode(args.stop)[-1:] if args.stop else ()
-    print(f"{model.num_parameters():,} parameters; writing {args.tokens} tokens, a few seconds on a laptop.\n", file=sys.stderr)
+    print(f"{model.num_parameters():,} parameters; writing {args.tokens} tokens, a few seconds on a laptop.\n",
+          file=sys.stderr)
 
     start, new, shown = time.perf_counter(), [], 0
     print(args.prompt, end="", flush=True)

@@ -26,7 +26,7 @@ from .movement import reshape_backward, reshape_forward
 from .norm import add_layer_norm_backward, add_layer_norm_forward, layer_norm_backward, layer_norm_forward
 from .optim import adamw_step, grad_norm
 from .reduce import unbroadcast
-from .runtime import capture, copy, device, empty, from_numpy, to_numpy
+from .runtime import capture, copy, device, empty, from_numpy, own, to_numpy
 
 __all__ = [
     "adamw_step", "add_backward", "add_forward", "add_layer_norm_backward", "add_layer_norm_forward", "capture",

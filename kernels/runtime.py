@@ -78,6 +78,11 @@ def contiguous(tensor):
     return tensor if tensor.is_contiguous() else copy(tensor)
 
 
+def own(tensor):
+    """A copy: torch does not tell whether a tensor shares its memory with another."""
+    return copy(tensor)
+
+
 def as_rows(tensor):
     """View (..., C) as (rows, C), row-major: what the kernels that treat every row alike work on."""
     channels = tensor.shape[-1]

@@ -1,4 +1,6 @@
-"""Every kernel compiles for real GPUs, as GPT-2 would launch it, and fits them. No GPU is needed: the compiler is enough.
+"""Every kernel compiles for real GPUs, as GPT-2 would launch it, and fits them.
+
+No GPU is needed: the compiler is enough.
 
 It runs in a process of its own, because in this one Triton may be in its interpreter's mode.
 """

@@ -43,7 +43,8 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path):
     assert same_bits(straight, resumed)
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in "ab"]
     for a, b in zip(*logs, strict=True):
-        assert {k: v for k, v in a.items() if k != "tokens_per_s"} == {k: v for k, v in b.items() if k != "tokens_per_s"}
+        assert ({k: v for k, v in a.items() if k != "tokens_per_s"}
+                == {k: v for k, v in b.items() if k != "tokens_per_s"})
 
 
 def test_the_random_state_and_the_optimizer_matter_for_resuming(tmp_path):
@@ -69,7 +70,8 @@ def test_accumulated_gradients_equal_those_of_the_large_batch():
     ids = np.random.default_rng(0).integers(0, TOKENIZER.vocab_size, (2, 6, 8))
     results = []
     for parts in ([tuple(ids)], [(ids[0][i:i + 2], ids[1][i:i + 2]) for i in (0, 2, 4)]):
-        m = model(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0).to("numpy", np.float64)      # in float64 only the order of sums differs
+        # in float64 only the order of sums differs
+        m = model(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0).to("numpy", np.float64)
         train.training_step(m, optim.SGD(m.parameters(), 1.0), CONFIG)(parts, 1.0)
         results.append(m.state_dict())
     for name in results[0]:

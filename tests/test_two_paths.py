@@ -8,8 +8,8 @@ pytest.importorskip("triton", reason="the Triton path needs triton, which exists
 import tinyllm  # noqa: E402
 from tinyllm import backend, optim, train  # noqa: E402
 
-CONFIG = tinyllm.GPTConfig(vocab_size=65, n_positions=16, n_embd=32, n_layer=2, n_head=2, embd_pdrop=0.0, attn_pdrop=0.0,
-                           resid_pdrop=0.0)
+CONFIG = tinyllm.GPTConfig(vocab_size=65, n_positions=16, n_embd=32, n_layer=2, n_head=2, embd_pdrop=0.0,
+                           attn_pdrop=0.0, resid_pdrop=0.0)
 
 
 def ten_steps(where, dtype=None):
@@ -30,9 +30,9 @@ def ten_steps(where, dtype=None):
 def test_ten_training_steps_agree_in_the_loss_and_in_every_gradient():
     """No worse than three times NumPy's own float32 error, against the float64 truth.
 
-    AdamW divides by the gradient's size, so where a gradient is zero but for rounding (the keys' biases: softmax does not
-    see what is added to all scores of a query) both float32 runs wander; errors are measured against the largest entry of
-    all gradients of a step, which is what rounding scales with.
+    AdamW divides by the gradient's size, so where a gradient is zero but for rounding (the keys' biases: softmax does
+    not see what is added to all scores of a query) both float32 runs wander; errors are measured against the largest
+    entry of all gradients of a step, which is what rounding scales with.
     """
     truth, plain, triton = ten_steps("numpy", np.float64), ten_steps("numpy"), ten_steps("triton")
     for step, (exact, numpy32, kernels) in enumerate(zip(truth, plain, triton)):
@@ -41,7 +41,8 @@ def test_ten_training_steps_agree_in_the_loss_and_in_every_gradient():
             size = np.abs(exact[name]).max() if name in ("loss", "norm") else largest
             allowed = 3 * np.abs(numpy32[name] - exact[name]).max() + 16 * np.finfo(np.float32).eps * size
             error = np.abs(kernels[name] - exact[name]).max()
-            assert error <= allowed, f"step {step}, {name}: the kernels are off by {error:.2g}, allowed is {allowed:.2g}"
+            assert error <= allowed, (f"step {step}, {name}: the kernels are off by {error:.2g}, "
+                                      f"allowed is {allowed:.2g}")
 
 
 def test_tensors_of_two_backends_do_not_mix():
@@ -56,3 +57,8 @@ def test_a_model_moves_there_and_back():
     before = model.state_dict()
     after = model.to("triton").to("numpy").state_dict()
     assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_an_operation_without_a_kernel_says_so():
+    with pytest.raises(NotImplementedError, match=r'erf_forward does not exist on the triton backend.*\.to\("numpy"\)'):
+        tinyllm.Tensor([1.0]).to("triton").erf()

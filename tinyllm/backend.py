@@ -1,8 +1,8 @@
 """The switch between the two paths; the only file that knows there are two.
 
 A backend is a module that offers every operation by name (linear_forward, linear_backward, ...) and the functions of
-ops/memory.py (empty, from_numpy, to_numpy, copy, capture). `tinyllm.ops` is the NumPy one. `tinyllm.kernels`, the Triton
-one, is imported when somebody first asks for it; without it the engine needs neither torch nor triton.
+ops/memory.py (empty, from_numpy, to_numpy, copy, capture). `tinyllm.ops` is the NumPy one. `tinyllm.kernels`, the
+Triton one, is imported when somebody first asks for it; without it the engine needs neither torch nor triton.
 """
 import importlib
 
@@ -23,6 +23,15 @@ def get(name):
 def of(array):
     """The backend that an array belongs to."""
     return ops if isinstance(array, (np.ndarray, np.generic)) else _kernels()
+
+
+def operation(ops, name):
+    """Function `name` of a backend; NotImplementedError where the Triton path does not have it yet."""
+    function = getattr(ops, name, None)
+    if function is None:
+        raise NotImplementedError(f'{name} does not exist on the {ops.name} backend; move the model or tensor '
+                                  'with .to("numpy")')
+    return function
 
 
 def is_array(value):

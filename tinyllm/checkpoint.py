@@ -50,20 +50,25 @@ def save(folder, model, optimizer, state, tokenizer=None):
 
 
 def load(folder, model, optimizer):
-    """Put a checkpoint into a model and an optimizer of the same configuration; return its state. ValueError if damaged."""
+    """Put a checkpoint into a model and an optimizer of the same configuration; return its state.
+
+    ValueError if damaged.
+    """
     state = read_state(folder)
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     if config != json.loads(json.dumps(model.config_dict())):
         changed = ", ".join(k for k in config if config[k] != model.config_dict().get(k))
-        raise ValueError(f"{folder} holds a model of another configuration ({changed}); resume with the settings it was "
-                         "trained with, or train into another folder")
+        raise ValueError(f"{folder} holds a model of another configuration ({changed}); resume with the settings it "
+                         "was trained with, or train into another folder")
     model.load_state_dict(_arrays(folder, "model.safetensors"))
     optimizer.load_state_dict(_arrays(folder, "optimizer.safetensors"), state["optimizer"])
     return state
 
 
 def load_model(folder):
-    """(model, tokenizer) of a checkpoint, or of the newest one in a run's folder; the tokenizer is None if none was saved."""
+    """(model, tokenizer) of a checkpoint, or of the newest one in a run's folder;
+    the tokenizer is None if none was saved.
+    """
     folder = latest(folder) or Path(folder)
     read_state(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -92,7 +97,10 @@ def remove(folder):
 
 
 def read_state(folder):
-    """The state of a checkpoint, after making sure that every file is as it was written. ValueError says what is wrong."""
+    """The state of a checkpoint, after making sure that every file is as it was written.
+
+    ValueError says what is wrong.
+    """
     folder = Path(folder)
     older = [p for p in checkpoints(folder.parent) if p < folder]
     advice = f"; the one before it is {older[-1]}" if older else "; there is none before it"
@@ -103,7 +111,8 @@ def read_state(folder):
         if state.get("format") != FORMAT:
             raise ValueError
     except (ValueError, AttributeError):
-        raise ValueError(f"{folder / 'state.json'} was not written by this version of tinyllm, or is damaged{advice}") from None
+        raise ValueError(f"{folder / 'state.json'} was not written by this version of tinyllm, or is "
+                         f"damaged{advice}") from None
     for name, digest in state["sha256"].items():
         if not (folder / name).exists():
             raise ValueError(f"{folder} is damaged: {name} is missing{advice}")
@@ -125,7 +134,9 @@ def _digest(path):
 
 
 def _force_to_disk(path):
-    """fsync: the data is on the disk, not only on its way; for a folder (where the system has that), its list of names."""
+    """fsync: the data is on the disk, not only on its way;
+    for a folder (where the system has that), its list of names.
+    """
     if os.name == "nt" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

@@ -1,4 +1,5 @@
-"""The fused operations again, spelled out in primitive tensor operations, as their papers write them: the specification.
+"""The fused operations again, spelled out in primitive tensor operations,
+as their papers write them: the specification.
 
 Each function here takes the arguments of its namesake in functional.py and needs no backward pass of its own: the tape
 differentiates the primitives. It is slower, because every line is a pass over memory, and the tests hold both together.

@@ -86,8 +86,8 @@ def _plot(vertices, edges, path):
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('draw: a picture needs Graphviz (its program "dot") or matplotlib: pip install matplotlib; a path '
-                          "that ends in .dot needs neither") from error
+        raise ImportError('draw: a picture needs Graphviz (its program "dot") or matplotlib: pip install matplotlib; '
+                          "a path that ends in .dot needs neither") from error
     inputs = {key: [a for a, b in edges if b == key] for key in vertices}
     outputs = {key: [b for a, b in edges if a == key] for key in vertices}
     column = {}

@@ -54,7 +54,8 @@ def split(x, sizes, axis=0):
     if isinstance(sizes, (int, np.integer)):
         n = x.shape[axis]
         if sizes < 1:
-            raise ValueError(f"split: a piece must be at least 1 long, not {sizes}; give a length, or a list of lengths")
+            raise ValueError(f"split: a piece must be at least 1 long, not {sizes}; "
+                             "give a length, or a list of lengths")
         sizes = [min(sizes, n - start) for start in range(0, n, sizes)]
     return apply("split", x, sizes=tuple(sizes), axis=axis)
 
@@ -108,8 +109,8 @@ def rms_norm(x, weight, eps=1e-6):
 def attention(q, k, v, bias=None, key_start=None, key_end=None, *, causal=False, scale=None, dropout=0.0):
     """softmax(q k^T * scale + bias) v: q (B, T, H, D), k and v (B, S, K, D) -> (B, T, H, D).
 
-    K divides H (grouped heads). bias (B or 1, H or 1, T, S), differentiable. key_start, key_end (B,) integers: row b sees
-    the keys start <= j < end. causal: query i sees keys j <= i + S - T. A query that may see nothing gets zeros.
+    K divides H (grouped heads). bias (B or 1, H or 1, T, S), differentiable. key_start, key_end (B,) integers: row b
+    sees the keys start <= j < end. causal: query i sees keys j <= i + S - T. A query that may see nothing gets zeros.
     """
     rng, site = random.draw() if dropout else (None, 0)
     return apply("attention", q, k, v, bias, _limits(key_start), _limits(key_end), rng,
@@ -165,13 +166,14 @@ def linear_cross_entropy(x, weight, targets, ignore_index=-100, reduction="mean"
 
 
 def sample(logits, temperature=1.0, top_k=None, top_p=None, rng=None):
-    """One token id per row, drawn from softmax(logits / temperature): logits (B, V) -> int64 array (B,). See ops/sample.py.
+    """One token id per row, drawn from softmax(logits / temperature): logits (B, V) -> int64 array (B,).
+    See ops/sample.py.
 
     rng: an array (seed, step) for a draw that can be repeated; None takes the next one after tinyllm.manual_seed().
     """
     if temperature < 0 or (top_k or 0) < 0 or not 0 < (1 if top_p is None else top_p):
-        raise ValueError(f"sample: temperature must be 0 or more, top_k 0 or more, top_p above 0; got {temperature}, {top_k}, "
-                         f"{top_p}")
+        raise ValueError("sample: temperature must be 0 or more, top_k 0 or more, top_p above 0; "
+                         f"got {temperature}, {top_k}, {top_p}")
     data = logits.data if isinstance(logits, Tensor) else logits
     rng, site = random.draw() if rng is None else (rng, 0)
     return backend.of(data).sample(data, rng, temperature=temperature, top_k=top_k, top_p=top_p, site=site)
@@ -202,6 +204,6 @@ def _ids(name, ids, vocabulary, ignore_index=None):
             inside |= ids == ignore_index
         if not inside.all():
             place = tuple(int(i) for i in np.argwhere(~inside)[0])
-            raise IndexError(f"{name}: token id {ids[place]} at position {place} is outside the vocabulary of {vocabulary} "
-                             f"(0 to {vocabulary - 1}); was the text encoded with this model's tokenizer?")
+            raise IndexError(f"{name}: token id {ids[place]} at position {place} is outside the vocabulary of "
+                             f"{vocabulary} (0 to {vocabulary - 1}); was the text encoded with this model's tokenizer?")
     return ids

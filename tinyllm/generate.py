@@ -11,10 +11,10 @@ def stream(model, ids, max_new_tokens=None, *, max_length=None, temperature=1.0,
            stop_tokens=(), num_return_sequences=1, use_cache=True):
     """Yield the new tokens as they come: each time an int64 array (B * num_return_sequences,), one token per text.
 
-    ids: the prompt, (T,) or (B, T) token ids, at least one. max_new_tokens, or max_length for prompt and answer together.
-    temperature, top_k, top_p: see ops/sample.py; temperature 0 always takes the most likely token. The same seed gives
-    the same text. A text that drew one of stop_tokens is over: it repeats that token until all texts are over.
-    use_cache=False computes all positions again for each token: slower, same result.
+    ids: the prompt, (T,) or (B, T) token ids, at least one. max_new_tokens, or max_length for prompt and answer
+    together. temperature, top_k, top_p: see ops/sample.py; temperature 0 always takes the most likely token. The same
+    seed gives the same text. A text that drew one of stop_tokens is over: it repeats that token until all texts are
+    over. use_cache=False computes all positions again for each token: slower, same result.
     """
     text = _prompt(ids, num_return_sequences)                           # (B, T)
     steps = max_new_tokens if max_new_tokens is not None else (max_length or 0) - text.shape[1]
@@ -53,8 +53,8 @@ def _tokens(model, text, steps, use_cache, stop_tokens, choose):
     for step in range(steps):
         if text.shape[1] - start > context:
             if start == 0:
-                warnings.warn(f"the text has outgrown the model's context of {context} tokens: from here on the model sees "
-                              f"only its last part, {context // 2} to {context} tokens", stacklevel=4)
+                warnings.warn(f"the text has outgrown the model's context of {context} tokens: from here on the model "
+                              f"sees only its last part, {context // 2} to {context} tokens", stacklevel=4)
             start, cache = text.shape[1] - max(1, context // 2), None       # half, so that a refill is rare
         with no_grad():
             if use_cache:

@@ -1,9 +1,9 @@
 """Check a gradient against finite differences: whoever writes a backward pass needs this.
 
-For a function f and a small step h along a direction d, (f(x + h d) - f(x - h d)) / 2h approaches the slope of f along d,
-which is the dot product of the gradient with d. One random direction meets every entry of the gradient at once: a wrong
-entry would have to be cancelled by chance. In float64 both sides agree to about 1e-9; in float32 they would not, because
-f(x + h d) - f(x - h d) loses most of its digits.
+For a function f and a small step h along a direction d, (f(x + h d) - f(x - h d)) / 2h approaches the slope of f along
+d, which is the dot product of the gradient with d. One random direction meets every entry of the gradient at once: a
+wrong entry would have to be cancelled by chance. In float64 both sides agree to about 1e-9; in float32 they would not,
+because f(x + h d) - f(x - h d) loses most of its digits.
 """
 import numpy as np
 
@@ -15,8 +15,9 @@ def gradcheck(fn, inputs, tolerance=1e-6, directions=2, step=1e-5, seed=0):
     """Compare the gradients of `fn` with finite differences; return True or raise AssertionError.
 
     fn: takes the inputs, returns a Tensor or a tuple of them. inputs: a list of Tensors, float64 where they require a
-    gradient. tolerance: largest error, relative to the gradient's norm. Inputs of at most 64 elements are checked entry by entry as well, so the
-    error can name the worst input and its worst entry. Dropout is repeatable: every call of fn sees the same masks.
+    gradient. tolerance: largest error, relative to the gradient's norm. Inputs of at most 64 elements are checked
+    entry by entry as well, so the error can name the worst input and its worst entry. Dropout is repeatable: every
+    call of fn sees the same masks.
     """
     inputs = list(inputs)
     checked = [i for i, t in enumerate(inputs) if isinstance(t, Tensor) and t.requires_grad]
@@ -64,6 +65,6 @@ def gradcheck(fn, inputs, tolerance=1e-6, directions=2, step=1e-5, seed=0):
                 worst, where = error, (f"{'direction' if place == 'random' else 'entry'} {place}: backward() gives "
                                        f"{found:.9g}, finite differences {expected:.9g}")
         if not worst <= tolerance:
-            raise AssertionError(f"gradcheck of {getattr(fn, '__name__', 'fn')}: input {i} of shape {base[i].shape} is off "
-                                 f"by {worst:.2g} (allowed {tolerance:g}) at {where}")
+            raise AssertionError(f"gradcheck of {getattr(fn, '__name__', 'fn')}: input {i} of shape {base[i].shape} "
+                                 f"is off by {worst:.2g} (allowed {tolerance:g}) at {where}")
     return True

@@ -5,7 +5,9 @@ import numpy as np
 
 
 def perplexity(loss):
-    """e^loss, for a loss in nats per token: among how many equally likely tokens the model is, on average, undecided."""
+    """e^loss, for a loss in nats per token:
+    among how many equally likely tokens the model is, on average, undecided.
+    """
     return math.inf if loss >= 700 else math.exp(loss)
 
 

@@ -18,7 +18,9 @@ def no_grad():
 
 @contextlib.contextmanager
 def detect_anomaly():
-    """Inside `with detect_anomaly():` the operation that makes the first NaN, forward or backward, raises and is named."""
+    """Inside `with detect_anomaly():` the operation that makes the first NaN, forward or backward,
+    raises and is named.
+    """
     global anomaly
     before, anomaly = anomaly, True
     try:

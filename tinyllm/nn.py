@@ -54,7 +54,9 @@ class Module:
         return {name: np.array(p.numpy()) for name, p in self.named_parameters()}
 
     def load_state_dict(self, state):
-        """Copy arrays into the parameters of the same names; all must fit, or none is touched and ValueError says which."""
+        """Copy arrays into the parameters of the same names;
+        all must fit, or none is touched and ValueError says which.
+        """
         own = dict(self.named_parameters())
         shape = lambda array: tuple(np.shape(array))
         problems = {
@@ -65,10 +67,11 @@ class Module:
         }
         if any(problems.values()):
             found = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
-            turned = any(shape(state[n])[::-1] == p.shape for n, p in own.items() if n in state and shape(state[n]) != p.shape)
+            turned = any(shape(state[n])[::-1] == p.shape
+                         for n, p in own.items() if n in state and shape(state[n]) != p.shape)
             raise ValueError(f"load_state_dict of {type(self).__name__}: {found}; nothing was loaded"
-                             + ("; a mis-shaped weight is transposed (Linear stores (out_features, in_features))" if turned
-                                else "; does the file belong to a model of this configuration?"))
+                             + ("; a mis-shaped weight is transposed (Linear stores (out_features, in_features))"
+                                if turned else "; does the file belong to a model of this configuration?"))
         for name, p in own.items():
             p.data[...] = backend.of(p.data).from_numpy(np.asarray(state[name]), dtype=p.dtype)
             p.data = p.data                 # tells the tape that the values changed
@@ -118,7 +121,8 @@ class Linear(Module):
 
     def __init__(self, in_features, out_features, bias=True):
         bound = 1 / math.sqrt(in_features)
-        uniform = lambda *shape: Tensor(random.weights().uniform(-bound, bound, shape).astype(np.float32), requires_grad=True)
+        uniform = lambda *shape: Tensor(random.weights().uniform(-bound, bound, shape).astype(np.float32),
+                                        requires_grad=True)
         self.weight = uniform(out_features, in_features)
         self.bias = uniform(out_features) if bias else None
 
@@ -127,7 +131,10 @@ class Linear(Module):
 
 
 class Embedding(Module):
-    """A table of `num_embeddings` vectors: ids (...) -> (..., embedding_dim). It starts normal with standard deviation 1."""
+    """A table of `num_embeddings` vectors: ids (...) -> (..., embedding_dim).
+
+    It starts normal with standard deviation 1.
+    """
 
     def __init__(self, num_embeddings, embedding_dim):
         self.weight = normal(num_embeddings, embedding_dim, std=1.0)
@@ -202,7 +209,9 @@ class MultiHeadAttention(Module):
 
 
 class KVCache:
-    """The keys and values of the positions seen so far: without them, each new token would compute all of them again."""
+    """The keys and values of the positions seen so far:
+    without them, each new token would compute all of them again.
+    """
 
     def __init__(self, batch, length, n_head, head_size, like):
         empty = backend.of(like).empty
@@ -214,8 +223,8 @@ class KVCache:
         """Store the new positions' k and v (B, T, H, D); return those of all positions so far, as tensors."""
         end = self.used + k.shape[1]
         if end > self.k.shape[1]:
-            raise ValueError(f"KVCache: {end} positions do not fit into a cache of {self.k.shape[1]}; make a longer one, or "
-                             "start again with the last part of the text")
+            raise ValueError(f"KVCache: {end} positions do not fit into a cache of {self.k.shape[1]}; "
+                             "make a longer one, or start again with the last part of the text")
         backend.of(self.k).kv_append(self.k, self.v, k.data, v.data, position=self.used)
         self.used = end
         return Tensor._of(self.k[:, :end]), Tensor._of(self.v[:, :end])

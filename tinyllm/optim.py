@@ -1,7 +1,9 @@
-"""Optimizers: what to do with a gradient. The formulas run in ops/optim.py; here they get their memory and their numbers.
+"""Optimizers: what to do with a gradient.
 
-All parameters of a model are moved into one flat buffer, and each tensor becomes a view of its stretch. A step is then one
-loop over one array, and so is the gradient norm. Matrices come first: only they are decayed.
+The formulas run in ops/optim.py; here they get their memory and their numbers.
+
+All parameters of a model are moved into one flat buffer, and each tensor becomes a view of its stretch. A step is then
+one loop over one array, and so is the gradient norm. Matrices come first: only they are decayed.
 """
 import math
 
@@ -57,15 +59,17 @@ class Optimizer:
     def step(self, lr=None, max_norm=0.0):
         """Change the parameters by their gradients; return the gradients' norm, before clipping, as a 0-d array.
 
-        lr: this step's learning rate (default: the last one). max_norm: if the norm of all gradients together is larger,
-        all are scaled down to it (0: no clipping; Pascanu et al. 2013). A parameter without a gradient counts as having a
-        zero one. If the norm is not finite, the step counts, but no parameter changes.
+        lr: this step's learning rate (default: the last one). max_norm: if the norm of all gradients together is
+        larger, all are scaled down to it (0: no clipping; Pascanu et al. 2013). A parameter without a gradient counts
+        as having a zero one. If the norm is not finite, the step counts, but no parameter changes.
         """
         self.advance(lr)
         return self.apply(max_norm)
 
     def advance(self, lr=None):
-        """The part of step() that a recorded step cannot hold: count, and write the new numbers where the rest reads them."""
+        """The part of step() that a recorded step cannot hold: count,
+        and write the new numbers where the rest reads them.
+        """
         self.lr = self.lr if lr is None else lr
         self.steps += 1
         self.hyper[0], self.hyper[1] = self.lr, self.steps
@@ -96,7 +100,8 @@ class Optimizer:
         for key in ("optimizer", "shapes"):
             if numbers.get(key) != own[key]:
                 raise ValueError(f"{type(self).__name__}.load_state_dict: the state is that of another {key} "
-                                 f"({numbers.get(key)}, not {own[key]}); resume with the settings that it was saved with")
+                                 f"({numbers.get(key)}, not {own[key]}); "
+                                 "resume with the settings that it was saved with")
         self.steps, self.lr = numbers["steps"], numbers["lr"]
         for name, buffer in self.state.items():
             buffer[...] = self.ops.from_numpy(arrays[name], dtype=buffer.dtype)
@@ -127,8 +132,8 @@ class Adam(Optimizer):
         m = beta1 m + (1 - beta1) grad          v = beta2 v + (1 - beta2) grad^2
         param -= lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
 
-    so a step is about lr, however large or small the gradient. weight_decay adds weight_decay * param to the gradient of
-    every matrix (L2 regularisation). Source: Kingma & Ba 2014, algorithm 1.
+    so a step is about lr, however large or small the gradient. weight_decay adds weight_decay * param to the gradient
+    of every matrix (L2 regularisation). Source: Kingma & Ba 2014, algorithm 1.
     """
 
     buffers = ("exp_avg", "exp_avg_sq")
@@ -188,7 +193,8 @@ def _warmed_up(peak, warmup, after):
 def cosine(peak, total, warmup=0, floor=0.0):
     """Warm-up, then half a cosine wave from peak down to floor at step `total`, and floor from there on.
 
-    floor + (peak - floor) (1 + cos(pi f)) / 2, f = (step - warmup) / (total - warmup). Source: Loshchilov & Hutter 2016.
+    floor + (peak - floor) (1 + cos(pi f)) / 2, f = (step - warmup) / (total - warmup).
+    Source: Loshchilov & Hutter 2016.
     """
     def after(step):
         f = min(1.0, (step - warmup) / max(1, total - warmup))

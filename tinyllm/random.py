@@ -18,7 +18,8 @@ def weights():
 
 
 def draw():
-    """(rng, site) for one random operation: rng = array (seed, step), site = how many were drawn before it in this step.
+    """(rng, site) for one random operation: rng = array (seed, step),
+    site = how many were drawn before it in this step.
 
     Together they are the counter of ops/random.py, so no two operations ever see the same numbers.
     """

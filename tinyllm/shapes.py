@@ -62,7 +62,8 @@ def _matmul(name, arrays, options):
     inner = b.shape[-2] if b.ndim > 1 else b.shape[0]
     if a.shape[-1] != inner:
         _fail(name, f"the columns of a ({a.shape[-1]}) must be the rows of b ({inner})",
-              "did you mean b.transpose(-1, -2)?" if a.shape[-1] == b.shape[-1] else "check which axis is summed", a=a, b=b)
+              "did you mean b.transpose(-1, -2)?" if a.shape[-1] == b.shape[-1] else "check which axis is summed",
+              a=a, b=b)
     try:
         np.broadcast_shapes(tuple(a.shape[:-2]), tuple(b.shape[:-2]))
     except ValueError:
@@ -75,7 +76,8 @@ def _linear(name, arrays, options):
         _fail(name, "the last axis of x must be the second of weight", "weight is (out_features, in_features); "
               "a weight stored the other way round needs .T", x=x, weight=weight)
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
-        _fail(name, f"bias must have shape ({weight.shape[0]},)", "one number per output feature", weight=weight, bias=bias)
+        _fail(name, f"bias must have shape ({weight.shape[0]},)", "one number per output feature",
+              weight=weight, bias=bias)
 
 
 def _embedding(name, arrays, options):
@@ -107,11 +109,14 @@ def _same(name, arrays, options):
 def _attention(name, arrays, options):
     q, k, v, bias, start, end, rng = (*arrays, *[None] * 7)[:7]
     if not q.ndim == k.ndim == v.ndim == 4 or k.shape[:3] != v.shape[:3]:
-        _fail(name, "q must be (B, T, H, D), k and v (B, S, K, D)", "split the features into heads with .reshape", q=q, k=k, v=v)
+        _fail(name, "q must be (B, T, H, D), k and v (B, S, K, D)", "split the features into heads with .reshape",
+              q=q, k=k, v=v)
     if q.shape[0] != k.shape[0] or not q.shape[3] == k.shape[3] == v.shape[3]:
-        _fail(name, "q, k and v must agree in batch (axis 0) and head size (axis 3)", "check the reshape into heads", q=q, k=k, v=v)
+        _fail(name, "q, k and v must agree in batch (axis 0) and head size (axis 3)", "check the reshape into heads",
+              q=q, k=k, v=v)
     if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
-        _fail(name, "the heads of q (axis 2) must be a multiple of those of k", "each key head serves equally many", q=q, k=k)
+        _fail(name, "the heads of q (axis 2) must be a multiple of those of k", "each key head serves equally many",
+              q=q, k=k)
     full = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
     if bias is not None and (bias.ndim != 4 or any(n not in (m, 1) for n, m in zip(bias.shape[:2], full))
                              or tuple(bias.shape[2:]) != full[2:]):
@@ -149,7 +154,8 @@ def _probability(name, rng, p):
 def _rope(name, arrays, options):
     x, cos, sin = arrays
     if x.ndim != 4 or x.shape[-1] % 2 or not tuple(cos.shape) == tuple(sin.shape) == (x.shape[1], x.shape[3] // 2):
-        _fail(name, "x must be (B, T, H, D) with D even, cos and sin (T, D/2)", "check the tables", x=x, cos=cos, sin=sin)
+        _fail(name, "x must be (B, T, H, D) with D even, cos and sin (T, D/2)", "check the tables",
+              x=x, cos=cos, sin=sin)
 
 
 def _cross_entropy(name, arrays, options):
@@ -201,7 +207,8 @@ def _concatenate(name, arrays, options):
         _fail(name, f"there is no axis {axis}", "give an axis that the tensors have", first=first)
     rest = [[n for i, n in enumerate(a.shape) if i != axis % first.ndim] for a in arrays]
     if any(a.ndim != first.ndim for a in arrays) or any(r != rest[0] for r in rest):
-        _fail(name, f"all axes but {axis} must agree", "check the shapes", **{f"tensor {i}": a for i, a in enumerate(arrays)})
+        _fail(name, f"all axes but {axis} must agree", "check the shapes",
+              **{f"tensor {i}": a for i, a in enumerate(arrays)})
 
 
 def _split(name, arrays, options):
@@ -217,7 +224,8 @@ def _gelu(name, arrays, options):
 
 RULES = dict(
     gelu=_gelu,
-    add=_broadcast, sub=_broadcast, mul=_broadcast, div=_broadcast, pow=_broadcast, maximum=_broadcast, where=_broadcast,
+    add=_broadcast, sub=_broadcast, mul=_broadcast, div=_broadcast, pow=_broadcast,
+    maximum=_broadcast, where=_broadcast,
     sum=_axis, mean=_axis, max=_axis, reshape=_reshape, permute=_permute, concatenate=_concatenate, split=_split,
     matmul=_matmul, linear=_linear, linear_gelu=_linear, embedding=_embedding, layer_norm=_norm, rms_norm=_norm,
     add_layer_norm=_add_layer_norm, swiglu=_same, attention=_attention, self_attention=_self_attention, rope=_rope,

@@ -9,10 +9,11 @@ loss.backward() walks the tape from the end and applies the chain rule node by n
     c.backward()                # dc/da = 2a + 1
     a.grad                      # 7.0
 
-*Why a particular order?* A node may pass its gradient on only when all of it has arrived. b's gradient is complete once
-c has been processed, a's only after c and b both have. Nodes are numbered as they are made, and a node can only use what
-was there before it; so "newest first" is always a right order. A heap yields it without recursion (graphs are tens of
-thousands of nodes deep) and without sorting. *Why sums?* a reaches c along two paths, and the effects of all paths add up.
+*Why a particular order?* A node may pass its gradient on only when all of it has arrived. b's gradient is complete
+once c has been processed, a's only after c and b both have. Nodes are numbered as they are made, and a node can
+only use what was there before it; so "newest first" is always a right order. A heap yields it without recursion
+(graphs are tens of thousands of nodes deep) and without sorting. *Why sums?* a reaches c along two paths, and the
+effects of all paths add up.
 """
 import heapq
 import itertools
@@ -25,7 +26,10 @@ _numbers = itertools.count()
 
 
 class Node:
-    """One operation on the tape: how its outputs came about. It keeps its inputs alive, and with them the whole graph."""
+    """One operation on the tape: how its outputs came about.
+
+    It keeps its inputs alive, and with them the whole graph.
+    """
 
     __slots__ = ("number", "name", "inputs", "saved", "versions", "n_outputs", "douts")
 
@@ -52,9 +56,14 @@ def apply(name, *inputs, **options):
     if not tensors:
         raise TypeError(f"{name}: none of its inputs is a Tensor; wrap an array with tinyllm.Tensor(array)")
     ops = backend.of(tensors[0]._data)
-    arrays = [_array(t, ops, name, inputs) for t in inputs]
+    arrays = [t._data if isinstance(t, Tensor) else t for t in inputs]
+    if any(backend.of(t._data) is not ops for t in tensors):
+        places = ", ".join(backend.of(t._data).name for t in tensors)
+        raise ValueError(f"{name}: its tensors live on different backends ({places}); move one with .to(...)")
+    if ops.name != "numpy":                 # plain NumPy arrays, such as token ids, travel
+        arrays = [ops.from_numpy(a) if isinstance(a, np.ndarray) else a for a in arrays]
     shapes.check(name, arrays, options)
-    out, saved = getattr(ops, name + "_forward")(*arrays, **options)
+    out, saved = backend.operation(ops, name + "_forward")(*arrays, **options)
     outs = out if isinstance(out, tuple) else (out,)
     node = None
     if modes.recording and any(t.requires_grad for t in tensors):
@@ -63,18 +72,6 @@ def apply(name, *inputs, **options):
     if modes.anomaly:
         _refuse_nan(name, "output", outs, [t.shape for t in tensors])
     return results if isinstance(out, tuple) else results[0]
-
-
-def _array(value, ops, name, inputs):
-    """The backend's array behind an input; an input of the other backend is an error, plain NumPy arrays travel."""
-    if isinstance(value, Tensor):
-        value = value._data
-        if backend.of(value) is not ops:
-            places = ", ".join(backend.of(t._data).name for t in inputs if isinstance(t, Tensor))
-            raise ValueError(f"{name}: its tensors live on different backends ({places}); move one with .to(...)")
-    elif isinstance(value, np.ndarray) and ops.name != "numpy":
-        value = ops.from_numpy(value)
-    return value
 
 
 class Tensor:
@@ -151,14 +148,16 @@ class Tensor:
             _, node = heapq.heappop(waiting)
             douts = [arrived[node].get(i) for i in range(node.n_outputs)]
             del arrived[node]
-            for tensor, grad in zip(node.inputs, _run_backward(node, douts)):
+            grads = _run_backward(node, douts)
+            for tensor, grad in zip(node.inputs, grads):
                 if grad is None or not isinstance(tensor, Tensor) or not tensor.requires_grad:
                     continue
                 ops = backend.of(tensor._data)
                 if grad.shape != tensor._data.shape:
                     grad = ops.unbroadcast(grad, tensor.shape)
                 if tensor.node is None:
-                    _accumulate(tensor, grad)
+                    fresh = not any(grad is d for d in douts) and sum(grad is g for g in grads) == 1
+                    _accumulate(tensor, grad, fresh)
                     continue
                 if tensor.node not in arrived:
                     arrived[tensor.node] = {}
@@ -200,7 +199,9 @@ class Tensor:
         return self.numpy().item()
 
     def to(self, name, dtype=None):
-        """A new leaf with the same values on backend "numpy" or "triton", as `dtype` if given; gradients do not cross."""
+        """A new leaf with the same values on backend "numpy" or "triton", as `dtype` if given;
+        gradients do not cross.
+        """
         moved = Tensor._of(backend.get(name).from_numpy(self.numpy(), dtype=dtype))
         moved.requires_grad = self.requires_grad
         return moved
@@ -302,17 +303,22 @@ def _run_backward(node, douts):
                                "place after the forward pass (by an optimizer, load_state_dict or .data =); compute "
                                "the loss again before backward()")
     ops = backend.of(next(d for d in douts if d is not None))
-    grads = getattr(ops, node.name + "_backward")(*douts, saved=node.saved)
+    grads = backend.operation(ops, node.name + "_backward")(*douts, saved=node.saved)
     if modes.anomaly:
         _refuse_nan(node.name, "gradient", grads, [t.shape for t in node.inputs if isinstance(t, Tensor)])
     return grads
 
 
-def _accumulate(leaf, grad):
-    """Gradients add up, within one backward() and over several; the leaf's array is its own."""
+def _accumulate(leaf, grad, fresh=False):
+    """Gradients add up, within one backward() and over several.
+
+    The leaf's array is its own: what is not fresh is copied.
+    """
     ops = backend.of(leaf._data)
-    total = ops.copy(grad) if leaf.grad is None else ops.add_forward(leaf.grad, grad)[0]
-    leaf.grad = np.asarray(total) if isinstance(total, np.generic) else total
+    if leaf.grad is None:
+        leaf.grad = ops.own(grad) if fresh else ops.copy(grad)
+    else:
+        leaf.grad = ops.own(ops.add_forward(leaf.grad, grad)[0])
 
 
 def _refuse_nan(name, what, arrays, input_shapes):

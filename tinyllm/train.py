@@ -2,8 +2,8 @@
 
     draw a batch -> loss -> backward -> clip and step -> now and then: log, evaluate, sample, save
 
-The order of the data depends only on (seed, step), and so does dropout; so a run that was interrupted and resumed from a
-checkpoint continues bit for bit as if nothing had happened.
+The order of the data depends only on (seed, step), and so does dropout; so a run that was interrupted and resumed from
+a checkpoint continues bit for bit as if nothing had happened.
 """
 import contextlib
 import json
@@ -77,8 +77,8 @@ def evaluate(model, data, batch_size, windows=0):
 def training_step(model, optimizer, config):
     """The function (list of (ids, targets), learning rate) -> (losses, gradient norm) that changes the model once.
 
-    Each part's loss gets the gradient 1 / (number of parts), so the parts add up to the mean over the whole batch. What is
-    captured takes and returns arrays only and looks at none of them, so that a GPU can record it as one graph.
+    Each part's loss gets the gradient 1 / (number of parts), so the parts add up to the mean over the whole batch. What
+    is captured takes and returns arrays only and looks at none of them, so that a GPU can record it as one graph.
     """
     def on_arrays(*parts):
         optimizer.zero_grad()
@@ -98,11 +98,12 @@ def training_step(model, optimizer, config):
 
 
 def train(model, train_data, val_data, config, out, tokenizer=None, resume=None, stop_at=None):
-    """Train until config.steps; write log.jsonl, loss.png and checkpoints into the folder `out`; return the last validation loss.
+    """Train until config.steps; write log.jsonl, loss.png and checkpoints into the folder `out`;
+    return the last validation loss.
 
-    train_data, val_data: TokenDatasets. tokenizer: to print samples, and saved with each checkpoint. resume: the folder of
-    a checkpoint to continue from. stop_at: leave after that step, as on Ctrl-C. Ctrl-C finishes the step, saves, and leaves. A loss that is not a number stops the run
-    with FloatingPointError, and the last checkpoint stays.
+    train_data, val_data: TokenDatasets. tokenizer: to print samples, and saved with each checkpoint. resume: the folder
+    of a checkpoint to continue from. stop_at: leave after that step, as on Ctrl-C. Ctrl-C finishes the step, saves, and
+    leaves. A loss that is not a number stops the run with FloatingPointError, and the last checkpoint stays.
     """
     out, c = Path(out), config
     out.mkdir(parents=True, exist_ok=True)
@@ -160,8 +161,8 @@ def _refuse_other_settings(folder, saved, now):
     """Data order and learning rate follow from the settings, so a resumed run must have the same ones."""
     other = [f"{k} was {saved.get(k)}, is {now[k]}" for k in now if saved.get(k) != now[k]]
     if other:
-        raise ValueError(f"{folder} was trained with other settings ({'; '.join(other)}); resume with the same ones, or "
-                         "train into another folder")
+        raise ValueError(f"{folder} was trained with other settings ({'; '.join(other)}); resume with the same ones, "
+                         "or train into another folder")
 
 
 def _read(unread):
@@ -169,14 +170,16 @@ def _read(unread):
     values = [(step, sum(float(part) for part in losses) / len(losses)) for step, losses in unread]
     for step, loss in values:
         if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss of step {step} is {loss}: stopped, and the last checkpoint is kept; a smaller "
-                                     "learning rate or a longer warm-up usually helps, and tinyllm.detect_anomaly() names "
-                                     "the operation")
+            raise FloatingPointError(f"the loss of step {step} is {loss}: stopped, and the last checkpoint is kept; "
+                                     "a smaller learning rate or a longer warm-up usually helps, and "
+                                     "tinyllm.detect_anomaly() names the operation")
     return sum(loss for _, loss in values) / len(values)
 
 
 def _sample(model, tokenizer, config):
-    """A sample that starts with a newline, if the vocabulary has one; it does not disturb the training's random state."""
+    """A sample that starts with a newline, if the vocabulary has one;
+    it does not disturb the training's random state.
+    """
     try:
         prompt = tokenizer.encode("\n")
     except ValueError:
@@ -188,7 +191,9 @@ def _sample(model, tokenizer, config):
 
 @contextlib.contextmanager
 def _finish_on_ctrl_c():
-    """Ctrl-C sets the event that this yields, so that the step can be finished and saved; a second one stops at once."""
+    """Ctrl-C sets the event that this yields, so that the step can be finished and saved;
+    a second one stops at once.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop                                              # only the main thread receives signals
@@ -232,7 +237,8 @@ class Log:
             return
         figure = Figure(figsize=(8, 5), layout="constrained")
         axes = figure.subplots()
-        for key, label, style in (("loss", "training (mean since the last point)", "-"), ("val_loss", "validation", "o-")):
+        for key, label, style in (("loss", "training (mean since the last point)", "-"),
+                                  ("val_loss", "validation", "o-")):
             points = [(row["step"], row[key]) for row in self.rows if key in row]
             axes.plot(*zip(*points) if points else ((), ()), style, label=label, markersize=4, linewidth=1)
         axes.set(xlabel="step", ylabel="loss (nats per token)", title="Learning to predict the next token")

@@ -2,10 +2,10 @@
 
     ids (B, T) -> token vectors + position vectors -> n_layer blocks -> layer norm -> logits (B, T, V)
 
-Each block adds to the stream x what attention gathered from earlier positions, then what the MLP made of it. The stream is
-normalised before each branch, not after (pre-norm), so that x runs straight from the embedding to the head and gradients
-run straight back. The head is the token embedding again, transposed: a token's vector is both how it is read and how it is
-predicted (tied weights).
+Each block adds to the stream x what attention gathered from earlier positions, then what the MLP made of it. The stream
+is normalised before each branch, not after (pre-norm), so that x runs straight from the embedding to the head and
+gradients run straight back. The head is the token embedding again, transposed: a token's vector is both how it is read
+and how it is predicted (tied weights).
 """
 import dataclasses
 import math
@@ -19,7 +19,10 @@ from ..nn import MLP, Dropout, Embedding, KVCache, LayerNorm, Module, MultiHeadA
 
 @dataclass
 class GPTConfig:
-    """The shape of a GPT; the fields carry the names of Hugging Face's GPT-2 configuration. The defaults are GPT-2 small."""
+    """The shape of a GPT; the fields carry the names of Hugging Face's GPT-2 configuration.
+
+    The defaults are GPT-2 small.
+    """
 
     vocab_size: int = 50257
     n_positions: int = 1024             # the context: how many tokens it sees at most
@@ -82,7 +85,9 @@ class GPT(Module):
         self._initialise()
 
     def _initialise(self):
-        """Normal weights, zero biases; what writes into the stream starts smaller, as 2 n_layer branches add up in it."""
+        """Normal weights, zero biases; what writes into the stream starts smaller,
+        as 2 n_layer branches add up in it.
+        """
         for name, p in self.named_parameters():
             if name.endswith("c_proj.weight"):
                 p.data = normal(*p.shape, std=self.config.initializer_range / math.sqrt(2 * self.config.n_layer)).data
@@ -96,8 +101,8 @@ class GPT(Module):
         B, T = ids.shape
         start = cache[0].used if cache else 0
         if start + T > self.config.n_positions:
-            raise ValueError(f"GPT: {start + T} tokens are more than its n_positions={self.config.n_positions}; give it the "
-                             "last part of the text")
+            raise ValueError(f"GPT: {start + T} tokens are more than its n_positions={self.config.n_positions}; "
+                             "give it the last part of the text")
         x = self.wte(ids) + self.wpe(np.arange(start, start + T))           # (B, T, C) + (T, C)
         x = self.drop(x)
         for i, block in enumerate(self.h):
@@ -109,8 +114,12 @@ class GPT(Module):
         return F.linear(self.hidden(_batch(ids), cache), self.wte.weight)
 
     def loss(self, ids, targets, reduction="mean", ignore_index=-100):
-        """Cross-entropy in nats per token: ids and targets (B, T) -> scalar. targets[b, t] is what follows ids[b, t]."""
-        return F.linear_cross_entropy(self.hidden(_batch(ids)), self.wte.weight, _batch(targets), ignore_index, reduction)
+        """Cross-entropy in nats per token: ids and targets (B, T) -> scalar.
+
+        targets[b, t] is what follows ids[b, t].
+        """
+        return F.linear_cross_entropy(self.hidden(_batch(ids)), self.wte.weight, _batch(targets), ignore_index,
+                                      reduction)
 
     def next_logits(self, ids, cache=None):
         """The logits after the last position only: ids (B, T) -> (B, V); for generation."""
@@ -141,5 +150,6 @@ def _batch(ids):
     """Token ids as an array (B, T)."""
     ids = np.asarray(ids) if isinstance(ids, (list, tuple)) else ids
     if ids.ndim != 2:
-        raise ValueError(f"GPT: ids must be (batch, time), not {tuple(ids.shape)}; one text is a batch of one: ids[None]")
+        raise ValueError(f"GPT: ids must be (batch, time), not {tuple(ids.shape)}; "
+                         "one text is a batch of one: ids[None]")
     return ids

@@ -2,9 +2,9 @@
 
     out = softmax(q k^T * scale + bias) v        per batch row and head (Vaswani et al. 2017, eq. 1)
 
-The score matrix is worked off in blocks of BLOCK queries. A block stays in the cache, and with a causal mask the keys to
-its right are never multiplied at all. Blocks are kept transposed, (keys, queries): what belongs to one query then runs down
-a column, and NumPy takes the maximum of columns four times faster than that of rows.
+The score matrix is worked off in blocks of BLOCK queries. A block stays in the cache, and with a causal mask the keys
+to its right are never multiplied at all. Blocks are kept transposed, (keys, queries): what belongs to one query then
+runs down a column, and NumPy takes the maximum of columns four times faster than that of rows.
 """
 import numpy as np
 
@@ -39,7 +39,8 @@ def attention_backward(dout, saved):
     """With P the softmax:  dv = P^T dout,  dP = dout v^T,  dS = P * (dP - rowsum(dout * out)),  dq = scale dS k,
     dk = scale dS^T q,  dbias = dS.
 
-    The middle one is softmax_backward: rowsum(dP * P) = sum_j (dout . v_j) P_j = dout . out, which needs no T x S array.
+    The middle one is softmax_backward: rowsum(dP * P) = sum_j (dout . v_j) P_j = dout . out,
+    which needs no T x S array.
     """
     k, v, groups, bias_shape, core = saved
     dq = memory.empty(dout.shape, dout.dtype)
@@ -140,7 +141,7 @@ def _attend(q, k, v, out, bias, mask, keep, causal, scale, dropout):
             dropped = p if keep is None else p * _survivors(keep[b], i, stop, keys, dropout, p.dtype)
             np.matmul(dropped.swapaxes(2, 3), v[b, :, :keys], out=out[b, :, i:stop])
 
-    in_parallel(rows, B, B * H * T * S)
+    in_parallel(rows, B, 8 * B * H * T * S)
     return q, k, v, out, blocks, keep, causal, scale, dropout
 
 
@@ -181,7 +182,7 @@ def _attend_backward(dout, dq, dk, dv, dbias, core):
         dq[b] *= D ** -0.5 if scale is None else scale
 
     # a bias shared by the batch is summed over it: one thread only
-    in_parallel(rows, B, 0 if dbias is not None else B * H * T * S)
+    in_parallel(rows, B, 0 if dbias is not None else 8 * B * H * T * S)
     if not blocks:      # no queries at all
         dk[...] = dv[...] = 0
 

@@ -49,8 +49,8 @@ def column_sums(x):
 def linear_gelu_forward(x, weight, bias=None, *, needs=(True, True, True)):
     """out = gelu(x W^T + b), the tanh form of GELU (activation.py); shapes as in linear_forward.
 
-    The slope gelu'(u) is computed here, while each chunk of u = x W^T + b is in the cache and its tanh at hand; u itself
-    is then not needed again, and the backward pass is one multiplication.
+    The slope gelu'(u) is computed here, while each chunk of u = x W^T + b is in the cache and its tanh at hand; u
+    itself is then not needed again, and the backward pass is one multiplication.
     """
     out, (*_, has_bias, _) = linear_forward(x, weight, bias)
     slope = memory.empty(out.shape, out.dtype) if any(needs) else None
@@ -60,7 +60,7 @@ def linear_gelu_forward(x, weight, bias=None, *, needs=(True, True, True)):
         for r in row_chunks(u, part):
             gelu_chunk(u[r], out=u[r], slope=None if slope is None else rows(slope)[r])
 
-    in_parallel(activate, len(u), u.size)
+    in_parallel(activate, len(u), 14 * u.size)
     return out, (x, weight, has_bias, needs, slope)
 
 

@@ -12,7 +12,10 @@ CHUNK = 32_768      # elements: three or four such float32 arrays stay in a core
 
 
 def empty(shape, dtype=np.float32):
-    """An uninitialised array. Ops allocate only here, so a test can hand out NaN instead and see what was not filled."""
+    """An uninitialised array.
+
+    Ops allocate only here, so a test can hand out NaN instead and see what was not filled.
+    """
     return np.empty(shape, dtype)
 
 
@@ -31,6 +34,11 @@ def copy(array):
     return np.array(array, order="C")
 
 
+def own(array):
+    """The array itself if it shares its memory with no other, else a copy."""
+    return array if isinstance(array, np.ndarray) and array.base is None else copy(array)
+
+
 def capture(step):
     """Prepare a function of arrays that will be called many times with the same shapes: here, the function itself.
 
@@ -47,9 +55,10 @@ def rows(x):
 def row_chunks(x, part=slice(None)):
     """Slices that cut the rows of a matrix into pieces of about CHUNK elements, so that each piece stays in the cache.
 
-    A chain of element-wise operations over a large array reads and writes main memory once per operation; done piece by
-    piece, it does so once in all: 0.3 ns per element and operation instead of 1 to 2. part: the slice of the rows that one
-    of several threads works on (threads.py); then the pieces are larger, as each call has to wait for Python's lock.
+    A chain of element-wise operations over a large array reads and writes main memory once per operation; done
+    piece by piece, it does so once in all: 0.3 ns per element and operation instead of 1 to 2. part: the slice
+    of the rows that one of several threads works on (threads.py); then the pieces are larger, as each call has
+    to wait for Python's lock.
     """
     start, stop, _ = part.indices(len(x))
     size = CHUNK if stop - start == len(x) else 4 * CHUNK

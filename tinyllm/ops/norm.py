@@ -21,7 +21,7 @@ def layer_norm_forward(x, weight, bias=None, *, eps=1e-5):
     def normalise(part):
         for r in row_chunks(x_rows, part):
             centred = xhat[r]
-            np.subtract(x_rows[r], (x_rows[r] @ ones / C)[:, None], out=centred)     # BLAS: a third of the time of mean()
+            np.subtract(x_rows[r], (x_rows[r] @ ones / C)[:, None], out=centred)   # BLAS: a third of the time of mean()
             variance = np.vecdot(centred, centred) / C
             rstd[r] = 1 / np.sqrt(variance + eps)
             centred *= rstd[r, None]
@@ -30,7 +30,7 @@ def layer_norm_forward(x, weight, bias=None, *, eps=1e-5):
             if bias is not None:
                 y += bias
 
-    in_parallel(normalise, len(x_rows), x.size)
+    in_parallel(normalise, len(x_rows), 5 * x.size)
     return out, (xhat, rstd, weight, bias is not None)
 
 
@@ -38,8 +38,8 @@ def layer_norm_backward(dout, saved):
     """dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) with g = dout * weight; dweight, dbias are column sums.
 
     xhat depends on x three ways: directly (rstd * g), through the mean (every x_i moves it by 1/C, and it enters every
-    xhat_j with -rstd: the term mean(g)), and through rstd (d rstd / d x_i = -rstd^2 xhat_i / C, met by g_j (x_j - mean) =
-    g_j xhat_j / rstd: the term xhat * mean(g * xhat)).
+    xhat_j with -rstd: the term mean(g)), and through rstd (d rstd / d x_i = -rstd^2 xhat_i / C, met by g_j (x_j - mean)
+    = g_j xhat_j / rstd: the term xhat * mean(g * xhat)).
     """
     xhat, rstd, weight, has_bias = saved
     C = xhat.shape[-1]
@@ -57,7 +57,7 @@ def layer_norm_backward(dout, saved):
             g -= normed * mean_g_xhat
             g *= rstd[r, None]
 
-    in_parallel(backward, len(dout_rows), dout.size)
+    in_parallel(backward, len(dout_rows), 8 * dout.size)
     dweight = np.zeros(C, dout.dtype)
     for start in sorted(dweights):      # in order, whichever thread was first: float sums depend on it
         dweight += dweights[start]
@@ -76,7 +76,9 @@ def add_layer_norm_forward(x, branch, weight, bias=None, *, eps=1e-5):
 
 
 def add_layer_norm_backward(dtotal, dout, saved):
-    """The sum's gradient is what came along the residual stream plus what came through the norm; both summands get it."""
+    """The sum's gradient is what came along the residual stream plus what came through the norm;
+    both summands get it.
+    """
     if dout is None:
         return dtotal, dtotal, None, None
     dx, dweight, dbias = layer_norm_backward(dout, saved)

@@ -1,8 +1,8 @@
 """Optimizer steps over one flat buffer, in place, and the norm of all gradients.
 
-The numbers that change from step to step come in an array, hyper = [learning rate, step number], and the gradient norm in
-another: a step recorded once on a GPU can then be replayed with new values. All of a model's parameters lie in one flat
-buffer (tinyllm/optim.py), so a step is one loop over chunks, whatever the number of tensors.
+The numbers that change from step to step come in an array, hyper = [learning rate, step number], and the gradient norm
+in another: a step recorded once on a GPU can then be replayed with new values. All of a model's parameters lie in one
+flat buffer (tinyllm/optim.py), so a step is one loop over chunks, whatever the number of tensors.
 """
 import numpy as np
 
@@ -57,7 +57,7 @@ def adamw_step(param, grad, exp_avg, exp_avg_sq, hyper, norm=None, *,
             change *= step_size
             p -= change
 
-    in_parallel(update, len(param), len(param))
+    in_parallel(update, len(param), 13 * len(param))
 
 
 def sgd_step(param, grad, velocity, hyper, norm=None, *, momentum=0.0, nesterov=False, weight_decay=0.0, max_norm=0.0):

@@ -1,9 +1,9 @@
 """Philox: random numbers as a pure function of a counter.
 
 An ordinary generator is a state that every draw changes, so the tenth number depends on who drew the first nine. Philox
-(Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") instead scrambles a counter: four 32-bit words in, four
-random words out, no state. So a thousand GPU threads can draw without talking to each other, a dropout mask can be drawn
-again instead of being stored, and NumPy and Triton get the same bits from the same counter.
+(Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") instead scrambles a counter: four 32-bit words in,
+four random words out, no state. So a thousand GPU threads can draw without talking to each other, a dropout mask can be
+drawn again instead of being stored, and NumPy and Triton get the same bits from the same counter.
 """
 import numpy as np
 

@@ -11,9 +11,9 @@ def sample(logits, rng, *, temperature=1.0, top_k=None, top_p=None, site=0):
     most likely tokens (None, 0 or more than V: all). top_p: keep the smallest set of most likely tokens whose
     probabilities sum to at least p (Holtzman et al. 2019, eq. 2); None or 1: all. Top-k comes first, then top-p.
 
-    The draw is Gumbel-argmax: add noise -log(-log u) to each logit and take the largest; the winner is distributed as the
-    softmax (Gumbel 1954). The noise depends on (seed, step, row, token) alone, so NumPy and Triton draw the same token,
-    and every row draws its own.
+    The draw is Gumbel-argmax: add noise -log(-log u) to each logit and take the largest; the winner is distributed as
+    the softmax (Gumbel 1954). The noise depends on (seed, step, row, token) alone, so NumPy and Triton draw the same
+    token, and every row draws its own.
     """
     if temperature == 0:
         return logits.argmax(axis=-1)
