@@ -11,9 +11,8 @@ is called an induction head (Olsson et al. 2022, "In-context learning and induct
 """
 from pathlib import Path
 
+import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
 import numpy as np
-
-import tinyllm
 from tinyllm import functional as F, optim
 from tinyllm import no_grad
 

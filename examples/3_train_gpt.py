@@ -11,9 +11,8 @@ of AdamW. Everything it writes lies in one folder (--out): checkpoints, log.json
 import argparse
 import sys
 
+import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
 import numpy as np
-
-import tinyllm
 from tinyllm import checkpoint, text, train
 from tinyllm.models.gpt import PRESETS
 

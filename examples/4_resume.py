@@ -8,9 +8,8 @@ once stopped half-way and resumed from its checkpoint by a fresh model.
 import tempfile
 from pathlib import Path
 
+import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
 import numpy as np
-
-import tinyllm
 from tinyllm import checkpoint, text, train
 
 CONFIG = train.TrainConfig(steps=60, batch_size=8, warmup=10, eval_every=30, save_every=30, sample_tokens=0)

@@ -53,7 +53,7 @@ def in_parallel(work, n, operations):
         _pool = ThreadPoolExecutor(cores - 1)
     threads = max(1, min(n, cores, operations // SMALLEST))
     cuts = [n * i // threads for i in range(threads + 1)]
-    _blas[1](1)             # for one thread, too: waking BLAS's threads for a small product takes longer than the product
+    _blas[1](1)             # for one thread, too: waking BLAS's threads takes longer than a small product
     others = [_pool.submit(contextvars.copy_context().run, work, slice(a, b))   # np.errstate lives in the context
               for a, b in zip(cuts[1:], cuts[2:])]
     try:
