@@ -1,7 +1,7 @@
 """tinyllm: learn how language models work by reading and running them. The README lists the files in reading order."""
 import os
 
-os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "14")      # before NumPy is imported: see ops/threads.py
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")      # before NumPy is imported: see ops/threads.py
 
 from . import composed, functional, metrics, nn, optim, random, text
 from .draw import draw

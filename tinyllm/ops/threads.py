@@ -6,11 +6,12 @@ so ordinary threads can work on different rows at the same time. Three condition
   over the lock takes some 10, as long as 30,000 additions;
 - one thread for BLAS meanwhile: it would try to use all cores from each of our threads, and wait for itself;
 - sleeping BLAS threads: between two products they wait in a busy loop, by default for some 30 milliseconds, and keep
-  the core from us. OPENBLAS_THREAD_TIMEOUT shortens that; it is read when NumPy is imported, so `import tinyllm` sets
-  it first (import tinyllm before numpy).
+  the core from us. OPENBLAS_THREAD_TIMEOUT shortens that to half a millisecond; it is read when NumPy is imported, so
+  `import tinyllm` sets it first (import tinyllm before numpy).
 
 What it buys, on two cores, in the ratio to torch eager (examples/benchmark.py): C2 1.44 -> 1.22 to 1.30, C1 1.48 ->
-1.36 to 1.45, over several runs.
+1.36 to 1.45, over several runs. The time-out alone: C2 14 percent, C1 nothing; below half a millisecond, runs on a busy
+machine became erratic, as a thread that sleeps has to be woken for every product.
 
 Tried and left out: products cut up by hand among our threads (12 to 15 percent slower than OpenBLAS's own threads, as
 both halves pack the same matrix); more than one thread for jobs of less than a third of a millisecond.
