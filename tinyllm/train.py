@@ -11,6 +11,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -144,7 +145,7 @@ def train(model, train_data, val_data, config, out, tokenizer=None, resume=None,
                 bar.write(f"step {done}: validation loss {val_loss:.4f}, perplexity {metrics.perplexity(val_loss):.2f}")
                 log.plot(out / "loss.png")
                 if tokenizer is not None and c.sample_tokens:
-                    bar.write(_sample(model, tokenizer, c) + "\n")
+                    bar.write(_sample(model, tokenizer, val_data, c) + "\n")
                 start = time.perf_counter()
             if done % c.save_every == 0 or last:
                 state = {"step": done, "val_loss": val_loss, "train": asdict(c)}
@@ -176,16 +177,12 @@ def _read(unread):
     return sum(loss for _, loss in values) / len(values)
 
 
-def _sample(model, tokenizer, config):
-    """A sample that starts with a newline, if the vocabulary has one;
-    it does not disturb the training's random state.
-    """
-    try:
-        prompt = tokenizer.encode("\n")
-    except ValueError:
-        prompt = [0]
-    length = min(config.sample_tokens, model.config.n_positions - len(prompt))
-    ids = generate(model, prompt, length, temperature=0.8, top_k=50, seed=config.seed)
+def _sample(model, tokenizer, val_data, config):
+    """What the model makes of the first words of the validation text; the training's random state is not disturbed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                         # that a long sample outgrows the context is no news here
+        ids = generate(model, np.array(val_data.tokens[:16]), config.sample_tokens, temperature=0.8, top_k=50,
+                       seed=config.seed)
     return tokenizer.decode(ids[0].tolist())
 
 
