@@ -380,12 +380,12 @@ def a_constant_makes_it_float64(real, dout, saved):
 # The tape
 
 @mistake("tensor._accumulate", test_tensor.test_gradients_add_up_over_calls_until_they_are_cleared)
-def the_last_gradient_wins(real, leaf, grad):
+def the_last_gradient_wins(real, leaf, grad, fresh):
     leaf.grad = grad.copy()
 
 
 @mistake("tensor._accumulate", test_tensor.test_each_leaf_owns_its_gradient)
-def two_leaves_share_a_gradient(real, leaf, grad):
+def two_leaves_share_a_gradient(real, leaf, grad, fresh):
     leaf.grad = grad
 
 
