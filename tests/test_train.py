@@ -159,6 +159,14 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_saves_nothing_bad(tmp_pat
     assert all(np.isfinite(p).all() for p in saved.state_dict().values())
 
 
+def test_a_gradient_that_is_not_a_number_stops_the_run_too(tmp_path, monkeypatch):
+    """AdamW skips such a step and the loss stays finite, so without a look at the norm nobody would notice."""
+    monkeypatch.setattr(tinyllm.ops, "grad_norm", lambda grad: np.array(np.inf, np.float32))
+    with pytest.raises(FloatingPointError, match="the gradient norm of step 1 is inf"):
+        run(tmp_path)
+    assert checkpoint.latest(tmp_path) is None
+
+
 def start(out, steps=2000):
     code = ("import sys; sys.path.insert(0, sys.argv[2]); import test_train as t; from dataclasses import replace\n"
             f"t.run(sys.argv[1], replace(t.CONFIG, steps={steps}, eval_every=10**6))")

@@ -17,6 +17,7 @@ effects of all paths add up.
 """
 import heapq
 import itertools
+import math
 
 import numpy as np
 
@@ -174,7 +175,7 @@ class Tensor:
             raise ValueError(f"backward() on a tensor of shape {self.shape} that requires no gradient: none of the "
                              "tensors it was computed from has requires_grad=True, or no_grad() was on")
         if gradient is None:
-            if self._data.size != 1 if isinstance(self._data, np.ndarray) else self._data.numel() != 1:
+            if math.prod(self.shape) != 1:
                 raise ValueError(f"backward() starts at a single number, this tensor has shape {self.shape}; call "
                                  ".sum() or .mean() first, or pass the gradient of the loss with respect to it")
             gradient = np.ones(self.shape)

@@ -104,7 +104,7 @@ def train(model, train_data, val_data, config, out, tokenizer=None, resume=None,
 
     train_data, val_data: TokenDatasets. tokenizer: to print samples, and saved with each checkpoint. resume: the folder
     of a checkpoint to continue from. stop_at: leave after that step, as on Ctrl-C. Ctrl-C finishes the step, saves, and
-    leaves. A loss that is not a number stops the run with FloatingPointError, and the last checkpoint stays.
+    leaves. A loss or gradient that is not a number stops the run with FloatingPointError; the last checkpoint stays.
     """
     out, c = Path(out), config
     out.mkdir(parents=True, exist_ok=True)
@@ -128,13 +128,13 @@ def train(model, train_data, val_data, config, out, tokenizer=None, resume=None,
             lr = schedule(done)
             losses, norm = step_once([train_data.batch(c.batch_size, rng) for _ in range(c.grad_accum)], lr)
             done += 1
-            unread.append((done, losses))
+            unread.append((done, losses, norm))
             bar.update()
             if done == stop_at:
                 stop.set()
             last = done == c.steps or stop.is_set()
             if done % c.log_every == 0 or done % c.save_every == 0 or done % c.eval_every == 0 or last:
-                loss = _read(unread)                            # raises if one is not finite: nothing bad is saved
+                loss = _read(unread)                            # raises if one is not a number: nothing bad is saved
                 speed = len(unread) * tokens_per_step / (time.perf_counter() - start)
                 log.write(step=done, loss=loss, lr=lr, grad_norm=float(norm), tokens_per_s=round(speed))
                 bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s")
@@ -167,14 +167,16 @@ def _refuse_other_settings(folder, saved, now):
 
 
 def _read(unread):
-    """The mean loss since the last look; FloatingPointError names the first step whose loss is not a number."""
-    values = [(step, sum(float(part) for part in losses) / len(losses)) for step, losses in unread]
-    for step, loss in values:
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss of step {step} is {loss}: stopped, and the last checkpoint is kept; "
-                                     "a smaller learning rate or a longer warm-up usually helps, and "
-                                     "tinyllm.detect_anomaly() names the operation")
-    return sum(loss for _, loss in values) / len(values)
+    """The mean loss since the last look; FloatingPointError names the first step with a loss or gradient that is none."""
+    means = []
+    for step, losses, norm in unread:
+        means.append(sum(float(part) for part in losses) / len(losses))
+        for what, value in (("loss", means[-1]), ("gradient norm", float(norm))):
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the {what} of step {step} is {value}: stopped, and the last checkpoint is kept; a smaller "
+                    "learning rate or a longer warm-up usually helps, and tinyllm.detect_anomaly() names the operation")
+    return sum(means) / len(means)
 
 
 def _sample(model, tokenizer, val_data, config):

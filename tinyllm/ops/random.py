@@ -24,31 +24,19 @@ def philox(key, counter, rounds=10):
     return c0, c1, c2, c3
 
 
-def random_bits(rng, elements, site):
-    """One random uint32 for each element number.
-
-    rng: (seed, step), site: which call in the step, elements: an array of numbers. Element e is word e % 4 of
-    the counter (e // 4, site, step, 0), under the key made of the seed's low and high half.
-    """
-    seed, step = int(rng[0]), int(rng[1])
-    quads, where = np.unique(np.asarray(elements, np.uint64) >> np.uint64(2), return_inverse=True)
-    words = philox_words(seed, step, site, quads)
-    return words[where.reshape(-1), (np.asarray(elements).reshape(-1) % 4)].reshape(np.shape(elements))
-
-
-def philox_words(seed, step, site, quads):
-    """The four words of each counter (quad, site, step, 0): quads (Q,) -> (Q, 4) uint32."""
-    zero = np.zeros_like(quads)
-    counter = (quads, zero + np.uint64(site), zero + np.uint64(step), zero)
-    return np.stack(philox((seed & 0xFFFFFFFF, seed >> 32), counter), axis=-1).astype(np.uint32)
-
-
 def first_bits(rng, n, site):
-    """random_bits for the elements 0 .. n-1, piece by piece so that the work stays in the cache."""
+    """One random uint32 for each of the elements 0 .. n-1. rng: (seed, step), site: which call in the step.
+
+    Element e is word e % 4 of the counter (e // 4, site, step, 0), under the key made of the seed's low and high half.
+    The work is done piece by piece, so that it stays in the cache.
+    """
     seed, step = int(rng[0]), int(rng[1])
     bits = np.empty(-(-n // 4) * 4, np.uint32)
     for start in range(0, len(bits), 16_384):
-        piece = bits[start:start + 16_384]
-        quads = np.arange(start // 4, start // 4 + len(piece) // 4, dtype=np.uint64)
-        piece[:] = philox_words(seed, step, site, quads).reshape(-1)
+        piece = bits[start:start + 16_384].reshape(-1, 4)
+        quads = np.arange(start // 4, start // 4 + len(piece), dtype=np.uint64)
+        zero = np.zeros_like(quads)
+        counter = (quads, zero + np.uint64(site), zero + np.uint64(step), zero)
+        for word, column in zip(philox((seed & 0xFFFFFFFF, seed >> 32), counter), piece.T):
+            column[:] = word
     return bits[:n]
