@@ -59,6 +59,9 @@ def main():
     model = tinyllm.GPT(tinyllm.GPTConfig.preset(args.preset, vocab_size=tokenizer.vocab_size, bias=args.bias,
                                                  **changes))
     context = model.config.n_positions
+    if len(text.split(tokens, 0.1)[0]) <= context or len(text.split(tokens, 0.1)[1]) < 2:
+        sys.exit(f"error: the text has {len(tokens)} tokens, too few to train on nine tenths of it with a context of "
+                 f"{context}; give more text, or a smaller --context.")
     train_data, val_data = (text.TokenDataset(part, context) for part in text.split(tokens, 0.1))
 
     print(f"Model: {model.num_parameters():,} parameters, a vocabulary of {tokenizer.vocab_size:,}, "
