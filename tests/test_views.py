@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from checks import FUNCTIONAL, TORCH, check_composed, check_float32, check_torch, run
+from checks import FUNCTIONAL, TORCH, check_composed, check_float32, check_same, check_torch, leaf, run, run_torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import FUSED, LAYOUTS, MAKERS, drawn, fixed
+from strategies import FUSED, LAYOUTS, MAKERS, drawn, fixed, normal
 
 from tinyllm import Tensor
 from tinyllm import functional as F
@@ -56,6 +56,22 @@ def test_the_size_of_a_chunk_does_not_matter(op, sizes, monkeypatch):
 def test_the_size_of_a_block_does_not_matter(op, sizes, monkeypatch):
     monkeypatch.setattr("tinyllm.ops.attention.BLOCK", 2)
     check_composed(op, MAKERS[op](**sizes))
+
+
+# One of two outputs alone
+
+def test_the_sum_alone_of_add_layer_norm():
+    x, branch, weight = (leaf(normal(*shape)) for shape in ((3, 4), (3, 4), (4,)))
+    c = normal(3, 4, seed=5)
+    total, _ = F.add_layer_norm(x, branch, weight)
+    (total * c).sum().backward()
+    assert (x.grad == c).all() and (branch.grad == c).all() and weight.grad is None
+
+
+def test_the_norm_alone_of_add_layer_norm():
+    case = MAKERS["add_layer_norm"]()
+    norm = lambda view: lambda *inputs: view(*inputs)[1]
+    check_same(run(norm(F.add_layer_norm), case), run_torch(norm(TORCH["add_layer_norm"]), case))
 
 
 # What is masked is exactly zero

@@ -1,6 +1,10 @@
 """Two switches for the tape: whether it records, and whether it looks for NaN."""
 import contextlib
 
+import numpy as np
+
+from . import backend, shapes
+
 recording = True
 anomaly = False
 
@@ -27,3 +31,13 @@ def detect_anomaly():
         yield
     finally:
         anomaly = before
+
+
+def refuse_nan(name, what, arrays, input_shapes):
+    """FloatingPointError if one of the arrays that operation `name` has just made contains NaN."""
+    for i, array in enumerate(arrays):
+        if array is not None and shapes.is_float(array):
+            values = array if isinstance(array, np.generic) else backend.of(array).to_numpy(array)
+            if np.isnan(values).any():
+                raise FloatingPointError(f"anomaly mode: {what} {i} of {name} is the first to contain NaN; its tensor "
+                                         f"inputs have shapes {', '.join(map(str, input_shapes))}")

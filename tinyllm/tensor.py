@@ -71,7 +71,7 @@ def apply(name, *inputs, **options):
         node = Node(name, inputs, saved, len(outs))
     results = tuple(Tensor._of(o, node, i) for i, o in enumerate(outs))
     if modes.anomaly:
-        _refuse_nan(name, "output", outs, [t.shape for t in tensors])
+        modes.refuse_nan(name, "output", outs, [t.shape for t in tensors])
     return results if isinstance(out, tuple) else results[0]
 
 
@@ -306,7 +306,7 @@ def _run_backward(node, douts):
     ops = backend.of(next(d for d in douts if d is not None))
     grads = backend.operation(ops, node.name + "_backward")(*douts, saved=node.saved)
     if modes.anomaly:
-        _refuse_nan(node.name, "gradient", grads, [t.shape for t in node.inputs if isinstance(t, Tensor)])
+        modes.refuse_nan(node.name, "gradient", grads, [t.shape for t in node.inputs if isinstance(t, Tensor)])
     return grads
 
 
@@ -320,12 +320,3 @@ def _accumulate(leaf, grad, fresh=False):
         leaf.grad = ops.own(grad) if fresh else ops.copy(grad)
     else:
         leaf.grad = ops.own(ops.add_forward(leaf.grad, grad)[0])
-
-
-def _refuse_nan(name, what, arrays, input_shapes):
-    for i, array in enumerate(arrays):
-        if array is not None and shapes.is_float(array):
-            values = backend.of(array).to_numpy(array) if not isinstance(array, np.generic) else array
-            if np.isnan(values).any():
-                raise FloatingPointError(f"anomaly mode: {what} {i} of {name} is the first to contain NaN; its tensor "
-                                         f"inputs have shapes {', '.join(map(str, input_shapes))}")

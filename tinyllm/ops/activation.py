@@ -13,19 +13,24 @@ B = 0.044715
 def gelu_chunk(x, out, slope=None):
     """out = gelu(x), tanh form, and its slope gelu'(x); `out` may be x itself.
 
-    With z = A (x + B x^3) and s = (1 + tanh(z)) / 2:   gelu(x)  = x s
-                                                        gelu'(x) = s + x s (1 - s) 2 z',  z' = A (1 + 3 B x^2)
-    as s' = 2 s (1 - s) z'. It is a chain of in-place steps, because NumPy makes one pass over memory per
-    operation; and x * x * x, not x ** 3, which NumPy computes through pow: 80 ns an element instead of 1, three
-    times the time of a step.
+    With z = A (x + B x^3) and s = (1 + tanh(z)) / 2 = 1 / (1 + e^(-2z)):
+
+        gelu(x)  = x s
+        gelu'(x) = s + x s (1 - s) 2 z',    z' = A (1 + 3 B x^2)
+
+    as s' = 2 s (1 - s) z'. It is a chain of in-place steps, because NumPy makes one pass over memory per operation. Two
+    choices matter: x * x * x and not x ** 3, which NumPy computes through pow: 80 ns an element instead of 1, three
+    times the time of a step; and e^(-2z) instead of tanh, which takes twice as long on processors without AVX-512
+    (the whole chain 3.4 instead of 4.6 ns an element). Where e^(-2z) overflows, s is rightly 0.
     """
     square = x * x
-    s = square * (A * B)
-    s += A
-    s *= x                              # z
-    np.tanh(s, out=s)
-    s *= 0.5
-    s += 0.5
+    s = square * (-2 * A * B)
+    s -= 2 * A
+    s *= x                              # -2z
+    with np.errstate(over="ignore"):
+        np.exp(s, out=s)
+    s += 1
+    np.divide(1, s, out=s)
     np.multiply(x, s, out=out)
     if slope is not None:
         square *= 6 * A * B
