@@ -1,241 +1,183 @@
-"""Causal self-attention on packed q, k, v, without ever storing the T x T matrix of scores.
+"""Attention without ever storing the T x S matrix of scores.
 
-    s_ij = scale q_i . k_j,   p_ij = exp(s_ij) / sum_j' exp(s_ij'),   out_i = sum_j p_ij v_j
+    s_ij = scale q_i . k_j + bias_ij,   p_ij = exp(s_ij) / sum_j' exp(s_ij'),   out_i = sum_j p_ij v_j
 
 Twin: tinyllm/ops/attention.py. Sources: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; for the blocks Dao et al. 2022,
-arXiv:2205.14135, and Dao 2023, arXiv:2307.08691.
+arXiv:2205.14135, and Dao 2023, arXiv:2307.08691. The gradients are in attention_gradients.py, a single new token at the
+end of a long text in attention_decode.py.
 
-Forward: a program owns BLOCK_Q queries of one head and meets the keys block by block. It keeps three running values a
-query: the largest score so far m, the sum l of exp(s - m), and the weighted sum of the v. When a block brings a larger
-m, what has been summed is scaled down by exp(m_old - m_new): the *online softmax* (Milakov & Gimelshein 2018,
-arXiv:1805.02867). Of the softmax only lse = m + log l is saved, since exp(s - lse) is p again.
+naive_attention_kernel holds the scores of a block of queries for all keys at once. attention_kernel meets the keys
+block by block, and keeps three running values a query: the largest score so far m, the sum l of exp(s - m), and the
+weighted sum of the v. When a block brings a larger m, what has been summed is scaled down by exp(m_old - m_new): the
+online softmax of softmax.py. Of the softmax only lse = m + log l is saved, since exp(s - lse) is p again. Powers are of
+2, not of e: the GPU has an instruction for those, and log2(e) is a factor of the scale.
 
-Backward: with dp_ij = dout_i . v_j the softmax gives ds_ij = p_ij (dp_ij - delta_i), where
-delta_i = sum_j p_ij dp_ij = dout_i . out_i; then
-
-    dq_i = scale sum_j ds_ij k_j        dk_j = scale sum_i ds_ij q_i        dv_j = sum_i p_ij dout_i
-
-dq sums over keys, dk and dv over queries, so there is one kernel for each: every number has one writer, no atomics.
-
-    q_ptr, k_ptr, v_ptr, dq_ptr, dk_ptr, dv_ptr    (B, T, H, D) inside a packed (B, T, 3 H D): a token is stride_token
-                                                   from the next, a sequence stride_batch; nothing is copied apart
-    out_ptr, dout_ptr                              (B, T, H, D)
-    lse_ptr, delta_ptr                             (B, H, T)
-    key_start_ptr, key_end_ptr                     (B,) integers or None: row b attends to keys in [start, end) only
-    grid                                           (B H, ceil(T / block)): a head of a sequence, a block of its tokens
+    q_ptr (B, T, H, D), k_ptr and v_ptr (B, S, K, D): strides of (batch, token, head) given, D contiguous. The packed
+                        (B, T, 3 H D) of self_attention is three such views; nothing is copied apart. Query head h reads
+                        key head h // (H / K)
+    bias_ptr            (B or 1, H or 1, T, S) or None; strides of (batch, head, query), 0 where it has size 1
+    limits_ptr          (B, 2) int32: row b sees the keys start <= j < end
+    rng_ptr             (2,) or None: dropout of the probabilities (random.py)
+    out_ptr (B, T, H, D), lse_ptr (B, H, T) float32, in powers of 2
+    offset              query i sees the keys j <= i + offset: S - T for a causal mask, S for none
+    grid                (ceil(T / BLOCK_Q), B H): a block of queries of one head; the last first, as they see most keys
 """
-
-import math
 
 import triton
 import triton.language as tl
 
-from . import runtime
-
-# Stands in for minus infinity in a running maximum: -inf - -inf would be NaN.
-LOWEST = tl.constexpr(-1e30)
-
-
-@triton.jit
-def load_rows(ptr, rows, columns, stride, n_rows, n_columns):
-    """A tile of a matrix whose rows lie `stride` apart; zero where it hangs over."""
-    no_overhang = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
-    return tl.load(ptr + rows[:, None].to(tl.int64) * stride + columns[None, :], mask=no_overhang, other=0.0)
+from . import attention_decode, attention_gradients, configs, runtime
+from .attention_tiles import (
+    LOG2E, block_d, extras, limits, load_rows, scores_of, store_rows, strides_of, survivors_of, unmasked_keys,
+)
+from .dropout import keep_threshold
+from .softmax import LOWEST
 
 
 @triton.jit
-def store_rows(ptr, rows, columns, stride, n_rows, n_columns, tile):
-    no_overhang = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
-    tl.store(ptr + rows[:, None].to(tl.int64) * stride + columns[None, :], tile, mask=no_overhang)
+def naive_attention_kernel(q_ptr, k_ptr, v_ptr, out_ptr, T, S, scale, BLOCK_Q: tl.constexpr, BLOCK_S: tl.constexpr,
+                           HEAD_SIZE: tl.constexpr):
+    """One head: q (T, D), k and v (S, D) row-major, no mask; BLOCK_S >= S. Grid (ceil(T / BLOCK_Q),)"""
+    queries = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    keys = tl.arange(0, BLOCK_S)
+    features = tl.arange(0, HEAD_SIZE)
+    q = tl.load(q_ptr + queries[:, None] * HEAD_SIZE + features, mask=(queries < T)[:, None], other=0.0)
+    k = tl.load(k_ptr + keys[:, None] * HEAD_SIZE + features, mask=(keys < S)[:, None], other=0.0)
+    v = tl.load(v_ptr + keys[:, None] * HEAD_SIZE + features, mask=(keys < S)[:, None], other=0.0)
+    s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale              # (BLOCK_Q, BLOCK_S)
+    s = tl.where((keys < S)[None, :], s, float("-inf"))
+    p = tl.exp(s - tl.max(s, axis=1)[:, None])
+    p = p / tl.sum(p, axis=1)[:, None]
+    out = tl.dot(p.to(v.dtype), v, input_precision="ieee")                  # (BLOCK_Q, D)
+    tl.store(out_ptr + queries[:, None] * HEAD_SIZE + features, out, mask=(queries < T)[:, None])
 
 
 @triton.jit
-def key_range(key_start_ptr, key_end_ptr, batch, n_tokens):
-    """The keys [start, end) that exist for this sequence."""
-    start = 0
-    end = n_tokens
-    if key_start_ptr is not None:
-        start = tl.maximum(tl.load(key_start_ptr + batch).to(tl.int32), 0)
-    if key_end_ptr is not None:
-        end = tl.minimum(tl.load(key_end_ptr + batch).to(tl.int32), n_tokens)
-    return start, end
+def attend(q, m, l, total, first, last, first_query, start, end, k_ptr, v_ptr, bias_ptr, rng_ptr, row, sizes, strides,
+           numbers, MASKED: tl.constexpr, BLOCK_K: tl.constexpr, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Meet the keys from `first` on, up to `last`: the running m, l and total of the queries.
+
+    MASKED: whether some of these keys are hidden from some of the queries.
+    """
+    S = sizes[1]
+    queries = first_query + tl.arange(0, q.shape[0])
+    for key in range(first, last, BLOCK_K):
+        keys = key + tl.arange(0, BLOCK_K)
+        k = load_rows(k_ptr, keys, strides[1], S, HEAD_SIZE, BLOCK_D, MASKED)                   # (BLOCK_K, BLOCK_D)
+        s = scores_of(q, k, queries[:, None], keys[None, :], start, end, bias_ptr, sizes, strides[4], numbers[0],
+                      MASKED)
+        m_new = tl.maximum(m, tl.max(s, axis=1))
+        p = tl.exp2(s - m_new[:, None])                                                         # (BLOCK_Q, BLOCK_K)
+        shrink = tl.exp2(m - m_new)
+        l = l * shrink + tl.sum(p, axis=1)
+        p *= survivors_of(rng_ptr, row, queries, key, S, numbers, BLOCK_K)
+        v = load_rows(v_ptr, keys, strides[2], S, HEAD_SIZE, BLOCK_D, MASKED)
+        total = tl.dot(p.to(v.dtype), v, total * shrink[:, None], input_precision="ieee")
+        m = m_new
+    return m, l, total
 
 
 @triton.jit
-def legal_pairs(queries, keys, start, end, n_tokens, CAUSAL: tl.constexpr):
-    """Which query may look at which key."""
-    no_overhang = (queries < n_tokens)[:, None]
-    no_padding = ((keys >= start) & (keys < end))[None, :]
-    legal = no_overhang & no_padding
-    if CAUSAL:
-        no_future = keys[None, :] <= queries[:, None]
-        legal = legal & no_future
-    return legal
+def attention_kernel(q_ptr, k_ptr, v_ptr, bias_ptr, limits_ptr, rng_ptr, out_ptr, lse_ptr, H, group, sizes, strides,
+                     numbers, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, HEAD_SIZE: tl.constexpr,
+                     BLOCK_D: tl.constexpr):
+    T, S, offset = sizes
+    batch, head = (tl.program_id(1) // H).to(tl.int64), (tl.program_id(1) % H).to(tl.int64)
+    first_query = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_Q
+    queries = first_query + tl.arange(0, BLOCK_Q)
+    q_ptr += batch * strides[0][0] + head * strides[0][2]
+    k_ptr += batch * strides[1][0] + head // group * strides[1][2]
+    v_ptr += batch * strides[2][0] + head // group * strides[2][2]
+    out_ptr += batch * strides[3][0] + head * strides[3][2]
+    if bias_ptr is not None:
+        bias_ptr += batch * strides[4][0] + head * strides[4][1]
+    row = (batch * H + head) * T
 
-
-@triton.jit
-def attention_forward_kernel(q_ptr, k_ptr, v_ptr, key_start_ptr, key_end_ptr, out_ptr, lse_ptr,
-                             n_tokens, n_head, head_size, stride_batch, stride_token, scale, CAUSAL: tl.constexpr,
-                             BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr):
-    batch_head = tl.program_id(0)
-    head = batch_head % n_head
-    batch = (batch_head // n_head).to(tl.int64)
-    queries = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    columns = tl.arange(0, BLOCK_D)
-    packed = batch * stride_batch + head * head_size
-    start, end = key_range(key_start_ptr, key_end_ptr, batch, n_tokens)
-    if CAUSAL:
-        end = tl.minimum(end, (tl.program_id(1) + 1) * BLOCK_Q)
-
-    q = load_rows(q_ptr + packed, queries, columns, stride_token, n_tokens, head_size)  # (BLOCK_Q, BLOCK_D)
+    q = load_rows(q_ptr, queries, strides[0], T, HEAD_SIZE, BLOCK_D, True)
     m = tl.zeros((BLOCK_Q,), dtype=tl.float32) + LOWEST
     l = tl.zeros((BLOCK_Q,), dtype=tl.float32)
     total = tl.zeros((BLOCK_Q, BLOCK_D), dtype=tl.float32)
-    for first in range(start, end, BLOCK_K):
-        keys = first + tl.arange(0, BLOCK_K)
-        k = load_rows(k_ptr + packed, keys, columns, stride_token, n_tokens, head_size)
-        v = load_rows(v_ptr + packed, keys, columns, stride_token, n_tokens, head_size)
-        legal = legal_pairs(queries, keys, start, end, n_tokens, CAUSAL)
-        s = tl.where(legal, tl.dot(q, tl.trans(k), input_precision="ieee") * scale, LOWEST)  # (BLOCK_Q, BLOCK_K)
-        m_new = tl.maximum(m, tl.max(s, axis=1))
-        shrink = tl.exp(m - m_new)
-        # `where`, because in a row without any legal key so far s - m_new is 0, not minus infinity
-        p = tl.where(legal, tl.exp(s - m_new[:, None]), 0.0)
-        l = l * shrink + tl.sum(p, axis=1)
-        total = tl.dot(p, v, total * shrink[:, None], input_precision="ieee")
-        m = m_new
+    start, middle, end = unmasked_keys(limits_ptr, batch, first_query, BLOCK_Q, S, offset, BLOCK_K)
+    first = start // BLOCK_K * BLOCK_K
+    m, l, total = attend(q, m, l, total, first, middle, first_query, start, end, k_ptr, v_ptr, bias_ptr, rng_ptr, row,
+                         sizes, strides, numbers, False, BLOCK_K, HEAD_SIZE, BLOCK_D)
+    m, l, total = attend(q, m, l, total, middle, end, first_query, start, end, k_ptr, v_ptr, bias_ptr, rng_ptr, row,
+                         sizes, strides, numbers, True, BLOCK_K, HEAD_SIZE, BLOCK_D)
 
-    l = tl.where(l == 0.0, 1.0, l)  # no legal key at all: out is 0, and lse anything finite
-    out = out_ptr + (batch * n_tokens * n_head + head) * head_size
-    store_rows(out, queries, columns, n_head * head_size, n_tokens, head_size, total / l[:, None])
-    tl.store(lse_ptr + batch_head.to(tl.int64) * n_tokens + queries, m + tl.log(l), mask=queries < n_tokens)
+    l = tl.where(l == 0.0, 1.0, l)      # no visible key at all: out is 0, and lse anything finite
+    store_rows(out_ptr, queries, strides[3], T, HEAD_SIZE, BLOCK_D, total / l[:, None])
+    tl.store(lse_ptr + row + queries, m + tl.log2(l), mask=queries < T)
 
 
-@triton.jit
-def attention_dq_kernel(q_ptr, k_ptr, v_ptr, key_start_ptr, key_end_ptr, out_ptr, dout_ptr, lse_ptr, delta_ptr, dq_ptr,
-                        n_tokens, n_head, head_size, stride_batch, stride_token, scale, CAUSAL: tl.constexpr,
-                        BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr):
-    """dq of one block of queries, and their delta, which attention_dkdv_kernel reads in the next launch."""
-    batch_head = tl.program_id(0)
-    head = batch_head % n_head
-    batch = (batch_head // n_head).to(tl.int64)
-    queries = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    columns = tl.arange(0, BLOCK_D)
-    packed = batch * stride_batch + head * head_size
-    flat = (batch * n_tokens * n_head + head) * head_size
-    start, end = key_range(key_start_ptr, key_end_ptr, batch, n_tokens)
-    if CAUSAL:
-        end = tl.minimum(end, (tl.program_id(1) + 1) * BLOCK_Q)
+def attention_forward(q, k, v, bias=None, key_start=None, key_end=None, rng=None, *,
+                      causal=False, scale=None, dropout=0.0, site=0):
+    """out = softmax(scale q k^T + bias) v: q (B, T, H, D), k and v (B, S, K, D) -> (out (B, T, H, D), saved).
 
-    q = load_rows(q_ptr + packed, queries, columns, stride_token, n_tokens, head_size)  # (BLOCK_Q, BLOCK_D)
-    dout = load_rows(dout_ptr + flat, queries, columns, n_head * head_size, n_tokens, head_size)
-    out = load_rows(out_ptr + flat, queries, columns, n_head * head_size, n_tokens, head_size)
-    delta = tl.sum(dout * out, axis=1)
-    no_overhang = queries < n_tokens
-    tl.store(delta_ptr + batch_head.to(tl.int64) * n_tokens + queries, delta, mask=no_overhang)
-    lse = tl.load(lse_ptr + batch_head.to(tl.int64) * n_tokens + queries, mask=no_overhang, other=0.0)
+    K divides H. bias (B or 1, H or 1, T, S) or None. key_start, key_end (B,) integers or None: row b sees the keys
+    start <= j < end only. causal: query i sees keys j <= i + S - T. A query that sees nothing gives zeros.
 
-    dq = tl.zeros((BLOCK_Q, BLOCK_D), dtype=tl.float32)
-    for first in range(start, end, BLOCK_K):
-        keys = first + tl.arange(0, BLOCK_K)
-        k = load_rows(k_ptr + packed, keys, columns, stride_token, n_tokens, head_size)
-        v = load_rows(v_ptr + packed, keys, columns, stride_token, n_tokens, head_size)
-        legal = legal_pairs(queries, keys, start, end, n_tokens, CAUSAL)
-        s = tl.where(legal, tl.dot(q, tl.trans(k), input_precision="ieee") * scale, LOWEST)  # (BLOCK_Q, BLOCK_K)
-        p = tl.where(legal, tl.exp(s - lse[:, None]), 0.0)
-        dp = tl.dot(dout, tl.trans(v), input_precision="ieee")
-        ds = p * (dp - delta[:, None])
-        dq = tl.dot(ds, k, dq, input_precision="ieee")
-    store_rows(dq_ptr + packed, queries, columns, stride_token, n_tokens, head_size, dq * scale)
+    Raises NotImplementedError for heads larger than 128.
+    """
+    q, k, v, bias = (x if x is None or x.stride(-1) == 1 else runtime.contiguous(x) for x in (q, k, v, bias))
+    out = runtime.empty(q.shape, q.dtype)
+    saved = attend_to(q, k, v, out, bias, limits(key_start, key_end, q.shape[0], k.shape[1]), rng,
+                      causal, scale, dropout, site)
+    return out, saved
 
 
-@triton.jit
-def attention_dkdv_kernel(q_ptr, k_ptr, v_ptr, key_start_ptr, key_end_ptr, dout_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
-                          n_tokens, n_head, head_size, stride_batch, stride_token, scale, CAUSAL: tl.constexpr,
-                          BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr):
-    """dk and dv of one block of keys. Scores stand transposed, (BLOCK_K, BLOCK_Q): a key's sums run along its row."""
-    batch_head = tl.program_id(0)
-    head = batch_head % n_head
-    batch = (batch_head // n_head).to(tl.int64)
-    keys = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    columns = tl.arange(0, BLOCK_D)
-    packed = batch * stride_batch + head * head_size
-    flat = (batch * n_tokens * n_head + head) * head_size
-    start, end = key_range(key_start_ptr, key_end_ptr, batch, n_tokens)
-    first_query = 0
-    if CAUSAL:
-        first_query = tl.program_id(1) * BLOCK_K  # earlier queries cannot look at these keys
-
-    k = load_rows(k_ptr + packed, keys, columns, stride_token, n_tokens, head_size)  # (BLOCK_K, BLOCK_D)
-    v = load_rows(v_ptr + packed, keys, columns, stride_token, n_tokens, head_size)
-    dk = tl.zeros((BLOCK_K, BLOCK_D), dtype=tl.float32)
-    dv = tl.zeros((BLOCK_K, BLOCK_D), dtype=tl.float32)
-    for first in range(first_query, n_tokens, BLOCK_Q):
-        queries = first + tl.arange(0, BLOCK_Q)
-        q = load_rows(q_ptr + packed, queries, columns, stride_token, n_tokens, head_size)
-        dout = load_rows(dout_ptr + flat, queries, columns, n_head * head_size, n_tokens, head_size)
-        lse = tl.load(lse_ptr + batch_head.to(tl.int64) * n_tokens + queries, mask=queries < n_tokens, other=0.0)
-        delta = tl.load(delta_ptr + batch_head.to(tl.int64) * n_tokens + queries, mask=queries < n_tokens, other=0.0)
-        legal = tl.trans(legal_pairs(queries, keys, start, end, n_tokens, CAUSAL))
-        s = tl.where(legal, tl.dot(k, tl.trans(q), input_precision="ieee") * scale, LOWEST)  # (BLOCK_K, BLOCK_Q)
-        p = tl.where(legal, tl.exp(s - lse[None, :]), 0.0)
-        dv = tl.dot(p, dout, dv, input_precision="ieee")
-        dp = tl.dot(v, tl.trans(dout), input_precision="ieee")
-        ds = p * (dp - delta[None, :])
-        dk = tl.dot(ds, q, dk, input_precision="ieee")
-    store_rows(dk_ptr + packed, keys, columns, stride_token, n_tokens, head_size, dk * scale)
-    store_rows(dv_ptr + packed, keys, columns, stride_token, n_tokens, head_size, dv)
+def attention_backward(dout, saved):
+    """dout (B, T, H, D) -> (dq, dk, dv, dbias, None, None, None); probabilities are computed again from q, k, lse."""
+    q, k, v, bias, *_ = saved
+    dq, dk, dv = (runtime.empty(x.shape, x.dtype) for x in (q, k, v))
+    dbias = attention_gradients.backward(dout, dq, dk, dv, saved)
+    return dq, dk, dv, dbias, None, None, None
 
 
 def self_attention_forward(qkv, key_start=None, key_end=None, rng=None, *,
                            n_head, causal=True, scale=None, dropout=0.0, site=0):
-    """Multi-head self-attention: qkv (B, T, 3 C), packed q | k | v, heads of D = C / n_head -> (out (B, T, C), saved).
-
-    key_start, key_end (B,) integers or None: row b attends to keys [start, end) only; None is 0 and T.
-    A query without any legal key gives zeros, and passes zeros back. scale: None is 1 / sqrt(D).
-
-    Raises NotImplementedError for dropout, and for heads larger than 128.
-    """
-    if dropout > 0:
-        raise NotImplementedError("attention dropout has no kernel yet: pass dropout=0.0, or use the numpy backend")
-    batch, n_tokens, packed = qkv.shape
-    channels = packed // 3
-    head_size = channels // n_head
-    if head_size > 128:
-        raise NotImplementedError(f"a head of {head_size} channels does not fit the kernel's registers: "
-                                  "choose n_head so that a head has at most 128")
+    """attention_forward with q, k, v side by side in one array: qkv (B, T, 3 C) -> (out (B, T, C), saved)."""
     qkv = runtime.contiguous(qkv)
-    limits = [None if limit is None else runtime.contiguous(limit) for limit in (key_start, key_end)]
-    scale = 1 / math.sqrt(head_size) if scale is None else float(scale)
-    out = runtime.empty((batch, n_tokens, channels), qkv.dtype)
-    lse = runtime.empty((batch, n_head, n_tokens))
-    sizes = (n_tokens, n_head, head_size, n_tokens * packed, packed, scale, causal)
-    blocks = _blocks(head_size)
-    grid = (batch * n_head, triton.cdiv(n_tokens, blocks["BLOCK_Q"]))
-    attention_forward_kernel[grid](*qkv.split(channels, dim=-1), *limits, out, lse, *sizes, **blocks)
-    return out, (qkv, limits, out, lse, sizes)
+    B, T, C3 = qkv.shape
+    out = runtime.empty((B, T, C3 // 3), qkv.dtype)
+    heads = out.view(B, T, n_head, C3 // 3 // n_head)
+    saved = attend_to(*unpack(qkv, n_head), heads, None, limits(key_start, key_end, B, T), rng, causal, scale, dropout,
+                      site)
+    return out, (n_head, saved)
 
 
 def self_attention_backward(dout, saved):
-    """dout (B, T, C) -> (dqkv (B, T, 3 C), None, None, None). The probabilities are computed again from q, k, lse."""
-    qkv, limits, out, lse, sizes = saved
-    batch, n_head, n_tokens = lse.shape
-    channels = out.shape[-1]
-    dout = runtime.contiguous(dout)
-    dqkv = runtime.empty(qkv.shape, qkv.dtype)
-    delta = runtime.empty(lse.shape)
-    q, k, v = qkv.split(channels, dim=-1)
-    dq, dk, dv = dqkv.split(channels, dim=-1)
-    blocks = _blocks(channels // n_head)
-    grid = (batch * n_head, triton.cdiv(n_tokens, blocks["BLOCK_Q"]))
-    attention_dq_kernel[grid](q, k, v, *limits, out, dout, lse, delta, dq, *sizes, **blocks)
-    grid = (batch * n_head, triton.cdiv(n_tokens, blocks["BLOCK_K"]))
-    attention_dkdv_kernel[grid](q, k, v, *limits, dout, lse, delta, dk, dv, *sizes, **blocks)
+    """dout (B, T, C) -> (dqkv (B, T, 3 C), None, None, None)."""
+    n_head, saved = saved
+    B, T, C = dout.shape
+    dqkv = runtime.empty((B, T, 3 * C), dout.dtype)
+    attention_gradients.backward(dout.unflatten(2, (n_head, C // n_head)), *unpack(dqkv, n_head), saved)
     return dqkv, None, None, None
 
 
-def _blocks(head_size):
-    """Tiles that leave the registers room for float32 products without tensor cores; a dot wants 16 columns or more."""
-    block_d = max(16, triton.next_power_of_2(head_size))
-    block = 32 if block_d <= 64 else 16
-    return {"BLOCK_Q": block, "BLOCK_K": block, "BLOCK_D": block_d, "num_warps": 8}
+def unpack(qkv, n_head):
+    """Three (B, T, H, D) views of a packed (B, T, 3 C) array."""
+    return qkv.unflatten(2, (3, n_head, qkv.shape[2] // (3 * n_head))).unbind(2)
+
+
+def attend_to(q, k, v, out, bias, limits, rng, causal, scale, dropout, site):
+    """Fill `out`; return what the backward pass needs."""
+    (B, T, H, D), S = q.shape, k.shape[1]
+    if D > 128:
+        raise NotImplementedError(f"attention: a head of {D} features does not fit the kernel's registers: "
+                                  "choose n_head so that a head has at most 128, or use the numpy backend")
+    lse = runtime.empty((B, H, T))
+    group, offset = H // max(1, k.shape[2]), S - T if causal else S
+    scale = D ** -0.5 if scale is None else scale
+    rng = rng if dropout else None
+    sizes, numbers = (T, S, offset), (scale * LOG2E.value, site, keep_threshold(dropout), 1 / (1 - dropout))
+    saved = (q, k, v, bias, limits, rng, out, lse, group, sizes, numbers, scale)
+    if not out.numel():
+        return saved
+    if bias is None and rng is None and T * group <= attention_decode.ROWS and S >= attention_decode.SHORTEST:
+        attention_decode.forward(q, k, v, limits, out, lse, group, sizes, numbers)
+        return saved
+    config = configs.lookup("attention" + extras(bias, rng), q.dtype, D)
+    attention_kernel[(triton.cdiv(T, config["BLOCK_Q"]), B * H)](
+        q, k, v, bias, limits, rng, out, lse, H, group, sizes, strides_of(q, k, v, out, bias=bias), numbers,
+        HEAD_SIZE=D, BLOCK_D=block_d(D), **config)
+    return saved

@@ -1,4 +1,4 @@
-"""The language-model head and its loss in one op: the logits are scratch, so they can become their own gradient.
+"""Cross-entropy: alone, and as one op with the layer before it, whose logits then are scratch.
 
     z = x W^T,   lse_n = log sum_v exp(z_nv)                                       (twin: tinyllm/ops/loss.py)
     loss_n = lse_n - sum_v q_nv z_nv,    q_nv = (1 - e) [v = target_n] + e / V
@@ -9,33 +9,55 @@ e is the label smoothing of Szegedy et al. 2016, arXiv:1512.00567, section 7. A 
 loss 0 and gradient 0. For a vocabulary of 50,257 the logits are by far the largest array of a training step; writing
 the gradient over them keeps one such array instead of three, and leaves two matrix products to the backward pass.
 
-    x_ptr (N, C), weight_ptr (V, C), targets_ptr (N,) integers, losses_ptr (N,)
-    logits_ptr     (N, stride): a row's V logits, then dead columns up to a multiple of 64. Loads run over whole rows,
-                   so that each thread reads 16 aligned bytes; the dead columns are masked by value instead
-    grids          cross_entropy (ceil(N / BLOCK_ROWS),), mean_or_sum (1,), scale_rows (ceil(N / BLOCK_ROWS),)
+naive_cross_entropy_kernel reads each row twice: for the loss (an online softmax, see softmax.py), and for the gradient.
+cross_entropy_kernel reads it once: a row of 50,304 bfloat16 numbers is 98 KB, and a multiprocessor has 256 KB of
+registers, so the row stays there. Rows that are too long for that take the former.
+
+    logits_ptr, dlogits_ptr   (N, stride), maybe the same array: a row's V logits, then dead columns up to a multiple of
+                   64. Loads run over whole rows, so that each thread reads 16 aligned bytes; the dead columns are
+                   masked by value instead, and their gradient is 0. stride = V where there are none
+    targets_ptr (N,) integers, losses_ptr (N,) float32
+    GRADIENT       whether dlogits is written.  SMOOTH: whether smoothing is not 0
+    grids          naive (ceil(N / BLOCK_ROWS),), one reading (N,), mean_or_sum (1,), scale_rows (ceil(N / BLOCK_ROWS),)
 """
 
 import triton
 import triton.language as tl
 
 from . import runtime
-from .linear import matmul
+from .map import row_blocks
+from .product import product, weight_gradient
+from .softmax import LOWEST
 
-TILE = 4096
-# Stands in for minus infinity in a running maximum: -inf - -inf would be NaN.
-LOWEST = tl.constexpr(-1e30)
+IN_REGISTERS = 57_344       # 16-bit numbers a row may have to stay in registers
+PIECE = 16_384              # of a row, one block of registers: 16 warps x 32 threads x 32 numbers
 
 
 @triton.jit
-def cross_entropy_kernel(logits_ptr, targets_ptr, losses_ptr, n_rows, n_vocabulary, stride, ignore_index, smoothing,
-                         GRADIENT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
-    """One reading finds each row's loss (an online softmax, as in attention.py), a second writes the gradient."""
+def loss_of(m, l, target_logit, sum_of_logits, targets, n_vocabulary, ignore_index, smoothing):
+    """loss_n from the maximum m of a row, l = sum exp(z - m), its target's logit, and the sum of its logits."""
+    # lse = m + log l; m goes to the logits first, because a large m would swallow the digits of a small log l
+    loss = tl.log(l) - (1.0 - smoothing) * (target_logit - m) - smoothing * (sum_of_logits / n_vocabulary - m)
+    # A GPU cannot raise IndexError. A target outside the vocabulary makes the loss NaN, which nobody overlooks.
+    loss = tl.where((targets >= 0) & (targets < n_vocabulary), loss, float("nan"))
+    return tl.where(targets != ignore_index, loss, 0.0)
+
+
+@triton.jit
+def gradient_of(z, m, l, is_target, counts, n_vocabulary, smoothing):
+    """d loss / d z, formed in float32: rounding p to 16 bits before subtracting 1 would leave nothing if p is 0.999."""
+    dz = tl.exp(z - m) / l - smoothing / n_vocabulary - tl.where(is_target, 1.0 - smoothing, 0.0)
+    return tl.where(counts, dz, 0.0)
+
+
+@triton.jit
+def naive_cross_entropy_kernel(logits_ptr, dlogits_ptr, targets_ptr, losses_ptr, n_rows, n_vocabulary, stride,
+                               ignore_index, smoothing, GRADIENT: tl.constexpr,
+                               BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     no_row_overhang = rows < n_rows
     targets = tl.load(targets_ptr + rows, mask=no_row_overhang, other=ignore_index).to(tl.int64)
-    # 64 bits: 42,690 rows of 50,304 logits pass 2^31
-    logits_ptr += rows[:, None].to(tl.int64) * stride
-
+    start = rows[:, None].to(tl.int64) * stride         # 64 bits: 42,690 rows of 50,304 logits pass 2^31
     m = tl.zeros((BLOCK_ROWS,), dtype=tl.float32) + LOWEST
     l = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
     target_logit = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
@@ -44,32 +66,73 @@ def cross_entropy_kernel(logits_ptr, targets_ptr, losses_ptr, n_rows, n_vocabula
         columns = first + tl.arange(0, BLOCK_COLUMNS)
         no_overhang = no_row_overhang[:, None] & (columns < stride)[None, :]
         no_dead_column = (columns < n_vocabulary)[None, :]
-        z = tl.load(logits_ptr + columns[None, :], mask=no_overhang, other=0.0)
+        z = tl.load(logits_ptr + start + columns[None, :], mask=no_overhang, other=0.0).to(tl.float32)
         z = tl.where(no_dead_column, z, LOWEST)
         m_new = tl.maximum(m, tl.max(z, axis=1))
         l = l * tl.exp(m - m_new) + tl.sum(tl.exp(z - m_new[:, None]), axis=1)
         m = m_new
         target_logit += tl.sum(tl.where(columns[None, :] == targets[:, None], z, 0.0), axis=1)
         sum_of_logits += tl.sum(tl.where(no_dead_column, z, 0.0), axis=1)
-
-    no_ignored = targets != ignore_index
-    # lse = m + log l; m goes to the logits first, because a large m would swallow the digits of a small log l
-    loss = tl.log(l) - (1.0 - smoothing) * (target_logit - m) - smoothing * (sum_of_logits / n_vocabulary - m)
-    # A GPU cannot raise IndexError. A target outside the vocabulary makes the loss NaN, which nobody overlooks.
-    loss = tl.where((targets >= 0) & (targets < n_vocabulary), loss, float("nan"))
-    tl.store(losses_ptr + rows, tl.where(no_ignored, loss, 0.0), mask=no_row_overhang)
-
+    losses = loss_of(m, l, target_logit, sum_of_logits, targets, n_vocabulary, ignore_index, smoothing)
+    tl.store(losses_ptr + rows, losses, mask=no_row_overhang)
     if GRADIENT:
-        for first in range(0, n_vocabulary, BLOCK_COLUMNS):
+        for first in range(0, stride, BLOCK_COLUMNS):
             columns = first + tl.arange(0, BLOCK_COLUMNS)
             no_overhang = no_row_overhang[:, None] & (columns < stride)[None, :]
-            no_dead_column = (columns < n_vocabulary)[None, :]
-            z = tl.load(logits_ptr + columns[None, :], mask=no_overhang, other=0.0)
-            p = tl.exp(tl.where(no_dead_column, z, LOWEST) - m[:, None]) / l[:, None]
+            counts = (columns < n_vocabulary)[None, :] & (targets != ignore_index)[:, None]
+            z = tl.load(logits_ptr + start + columns[None, :], mask=no_overhang, other=0.0).to(tl.float32)
+            z = tl.where(counts, z, LOWEST)
             is_target = columns[None, :] == targets[:, None]
-            dz = p - smoothing / n_vocabulary - tl.where(is_target, 1.0 - smoothing, 0.0)
-            dz = tl.where(no_dead_column & no_ignored[:, None], dz, 0.0)
-            tl.store(logits_ptr + columns[None, :], dz, mask=no_overhang)
+            dz = gradient_of(z, m[:, None], l[:, None], is_target, counts, n_vocabulary, smoothing)
+            tl.store(dlogits_ptr + start + columns[None, :], dz, mask=no_overhang)
+
+
+@triton.jit
+def cross_entropy_kernel(logits_ptr, dlogits_ptr, targets_ptr, losses_ptr, n_vocabulary, stride, ignore_index,
+                         smoothing, GRADIENT: tl.constexpr, SMOOTH: tl.constexpr, PIECES: tl.constexpr,
+                         PIECE: tl.constexpr, LAST: tl.constexpr):
+    """A row is PIECES blocks of PIECE columns, which need no mask, and a last one of LAST; a tuple holds them."""
+    row = tl.program_id(0).to(tl.int64)
+    logits_ptr += row * stride
+    dlogits_ptr += row * stride
+    pieces = ()
+    for i in tl.static_range(PIECES):
+        pieces = pieces + (tl.load(logits_ptr + i * PIECE + tl.arange(0, PIECE)),)
+    columns = PIECES * PIECE + tl.arange(0, LAST)
+    no_dead_column = columns < n_vocabulary
+    last = tl.load(logits_ptr + columns, mask=columns < stride, other=0.0)
+    last = tl.where(no_dead_column, last, float("-inf"))
+    m = tl.max(last.to(tl.float32))
+    for i in tl.static_range(PIECES):
+        m = tl.maximum(m, tl.max(pieces[i].to(tl.float32)))
+    l = tl.sum(tl.exp(last.to(tl.float32) - m))
+    for i in tl.static_range(PIECES):
+        l += tl.sum(tl.exp(pieces[i].to(tl.float32) - m))
+    sum_of_logits = 0.0
+    if SMOOTH:
+        sum_of_logits = tl.sum(tl.where(no_dead_column, last.to(tl.float32), 0.0))
+        for i in tl.static_range(PIECES):
+            sum_of_logits += tl.sum(pieces[i].to(tl.float32))
+
+    target = tl.load(targets_ptr + row).to(tl.int64)
+    counts = target != ignore_index
+    exists = (target >= 0) & (target < n_vocabulary)
+    target_logit = tl.load(logits_ptr + target, mask=exists, other=0.0).to(tl.float32)
+    loss = loss_of(m, l, target_logit, sum_of_logits, target, n_vocabulary, ignore_index, smoothing)
+    tl.store(losses_ptr + row, loss)
+    if GRADIENT:
+        share = tl.where(counts, 1.0 / l, 0.0)
+        floor = tl.where(counts, smoothing / n_vocabulary, 0.0)
+        for i in tl.static_range(PIECES):
+            dz = tl.exp(pieces[i].to(tl.float32) - m) * share - floor
+            tl.store(dlogits_ptr + i * PIECE + tl.arange(0, PIECE), dz)
+        dz = tl.where(no_dead_column, tl.exp(last.to(tl.float32) - m) * share - floor, 0.0)
+        tl.store(dlogits_ptr + columns, dz, mask=columns < stride)
+        # The target's own gradient has one more summand. Asking each column whether it is the target would cost the
+        # registers that hold the row; so it is written again, once all threads have written theirs.
+        tl.debug_barrier()
+        dz = tl.exp(target_logit - m) * share - floor - (1.0 - smoothing)
+        tl.store(dlogits_ptr + target, dz, mask=exists & counts)
 
 
 @triton.jit
@@ -83,10 +146,9 @@ def mean_or_sum_kernel(losses_ptr, targets_ptr, loss_ptr, share_ptr, n_rows, ign
         total += tl.load(losses_ptr + rows, mask=rows < n_rows, other=0.0)
         targets = tl.load(targets_ptr + rows, mask=rows < n_rows, other=ignore_index)
         count += (targets != ignore_index).to(tl.int32)
+    share = 1.0
     if MEAN:
-        share = 1.0 / tl.maximum(tl.sum(count), 1)  # all ignored: 0 / 1, not 0 / 0
-    else:
-        share = 1.0
+        share = 1.0 / tl.maximum(tl.sum(count), 1)      # all ignored: 0 / 1, not 0 / 0
     tl.store(loss_ptr, tl.sum(total) * share)
     tl.store(share_ptr, share)
 
@@ -96,73 +158,103 @@ def scale_rows_kernel(x_ptr, dout_ptr, stride_dout, share_ptr, out_ptr, n_rows, 
                       BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
     """out[n, :] = x[n, :] * dout[n] * share; x_ptr and out_ptr (N, C) may be the same array."""
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    factor = tl.load(dout_ptr + rows * stride_dout, mask=rows < n_rows, other=0.0)  # a scalar has stride 0
+    factor = tl.load(dout_ptr + rows * stride_dout, mask=rows < n_rows, other=0.0)      # a scalar has stride 0
     if share_ptr is not None:
         factor *= tl.load(share_ptr)
     for first in range(0, n_columns, BLOCK_COLUMNS):
         columns = first + tl.arange(0, BLOCK_COLUMNS)
         no_overhang = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
         offsets = rows[:, None].to(tl.int64) * n_columns + columns[None, :]
-        x = tl.load(x_ptr + offsets, mask=no_overhang, other=0.0)
+        x = tl.load(x_ptr + offsets, mask=no_overhang, other=0.0).to(tl.float32)
         tl.store(out_ptr + offsets, x * factor[:, None], mask=no_overhang)
+
+
+def cross_entropy_forward(logits, targets, *, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
+    """loss = -log softmax(logits)[target]: logits (..., V), targets (...) integers -> (loss float32, saved).
+
+    reduction "mean" (over the targets that count) or "sum": loss is 0-d; "none": (...), 0 where ignored. A target
+    outside [0, V) makes the loss NaN.
+    """
+    logits, flat = runtime.contiguous(logits), runtime.contiguous(targets).view(-1)
+    dlogits = runtime.empty(logits.shape, logits.dtype)
+    losses = _losses(runtime.as_rows(logits), runtime.as_rows(dlogits), flat, logits.shape[-1], ignore_index,
+                     label_smoothing, True)
+    loss, share = _reduce(losses, flat, ignore_index, reduction)
+    return (loss.view(targets.shape) if reduction == "none" else loss), (dlogits, share)
+
+
+def cross_entropy_backward(dout, saved):
+    """dlogits = dout * (softmax(logits) - target distribution)   [/ count, for the mean]."""
+    dlogits, share = saved
+    out = runtime.empty(dlogits.shape, dlogits.dtype)
+    _scale_rows(runtime.as_rows(dlogits), dout.reshape(-1) if dout.ndim else dout, share, runtime.as_rows(out))
+    return out, None
 
 
 def linear_cross_entropy_forward(x, weight, targets, *, ignore_index=-100, label_smoothing=0.0, reduction="mean",
                                  needs=(True, True, False)):
-    """cross_entropy(x W^T, targets): x (N, C), weight (V, C), targets (N,) integers -> (loss, saved).
+    """cross_entropy(x W^T, targets): x (N, C), weight (V, C), targets (N,) integers -> (loss float32, saved).
 
-    reduction "mean" (over the rows not ignored) or "sum": loss is 0-d; "none": (N,). All rows ignored: 0, not NaN.
-    `needs` says which gradients backward will compute. A target outside [0, V) makes the loss NaN.
-
-    Raises ValueError for another reduction.
+    All rows ignored: 0, not NaN. `needs` says which gradients backward will compute.
     """
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f'reduction is "mean", "sum" or "none", not {reduction!r}')
-    x = runtime.contiguous(x)
-    targets = runtime.contiguous(targets)
-    (n_rows, _), vocabulary = x.shape, weight.shape[0]
-    stride = triton.cdiv(vocabulary, 64) * 64
-    logits = runtime.empty((n_rows, stride), x.dtype)
-    losses = runtime.empty((n_rows,))
-    matmul(x, weight.T, logits)
-    blocks = _blocks(stride)
-    cross_entropy_kernel[(triton.cdiv(n_rows, blocks["BLOCK_ROWS"]),)](
-        logits, targets, losses, n_rows, vocabulary, stride, ignore_index, float(label_smoothing),
-        GRADIENT=needs[0] or needs[1], **blocks)
-    loss, share = losses, None
-    if reduction != "none":
-        loss, share = runtime.empty(()), runtime.empty(())
-        mean_or_sum_kernel[(1,)](losses, targets, loss, share, n_rows, ignore_index, MEAN=reduction == "mean",
-                                 BLOCK=1024)
-    dlogits = logits[:, :vocabulary]  # what the second reading has made of them; see the kernel
-    return loss, (dlogits, x, weight, share, needs)
+    x, weight, targets = map(runtime.contiguous, (x, weight, targets))
+    vocabulary, stride = weight.shape[0], triton.cdiv(weight.shape[0], 64) * 64
+    logits = runtime.empty((x.shape[0], stride), x.dtype)
+    if x.shape[0]:
+        product(x, weight.T, logits)
+    losses = _losses(logits, logits, targets, vocabulary, ignore_index, label_smoothing, needs[0] or needs[1])
+    loss, share = _reduce(losses, targets, ignore_index, reduction)
+    return loss, (logits, x, weight, share, needs)      # the logits are their own gradient now
 
 
 def linear_cross_entropy_backward(dout, saved):
-    """dout, of the loss's shape -> (dx (N, C), dweight (V, C), None).
+    """dout, of the loss's shape -> (dx (N, C), dweight (V, C) in float32, None).
 
     dlogits belongs to the sum of the losses and is not touched: each row's factor multiplies the narrow matrices.
     """
     dlogits, x, weight, share, needs = saved
     dx = dweight = None
     if needs[0]:
-        dx = matmul(dlogits, weight, runtime.empty(x.shape, x.dtype))
+        dx = runtime.empty(x.shape, x.dtype)
+        if x.shape[0]:
+            product(dlogits, weight, dx)
         _scale_rows(dx, dout, share, out=dx)
     if needs[1]:
         scaled = _scale_rows(x, dout, share, out=runtime.empty(x.shape, x.dtype))
-        dweight = matmul(dlogits.T, scaled, runtime.empty(weight.shape, weight.dtype))
+        dweight = weight_gradient(dlogits, scaled, weight.shape[0])
     return dx, dweight, None
 
 
+def _losses(logits, dlogits, targets, vocabulary, ignore_index, smoothing, gradient):
+    """The loss of each row (N,), and its gradient into dlogits; both matrices have rows of `stride` numbers."""
+    n_rows, stride = logits.shape
+    losses = runtime.empty((n_rows,))
+    numbers = (vocabulary, stride, ignore_index, float(smoothing))
+    if n_rows and logits.element_size() == 2 and stride <= IN_REGISTERS:
+        pieces = (stride - 1) // PIECE
+        last = triton.next_power_of_2(stride - pieces * PIECE)
+        cross_entropy_kernel[(n_rows,)](logits, dlogits, targets, losses, *numbers, GRADIENT=gradient,
+                                        SMOOTH=smoothing > 0, PIECES=pieces, PIECE=PIECE, LAST=last,
+                                        num_warps=16 if stride > 8192 else 4)
+    elif n_rows:
+        grid, blocks = row_blocks(n_rows, stride)
+        naive_cross_entropy_kernel[grid](logits, dlogits, targets, losses, n_rows, *numbers, GRADIENT=gradient,
+                                         **blocks)
+    return losses
+
+
+def _reduce(losses, targets, ignore_index, reduction):
+    """(loss, share): see mean_or_sum_kernel; share is None without reduction."""
+    if reduction == "none":
+        return losses, None
+    loss, share = runtime.empty(()), runtime.empty(())
+    mean_or_sum_kernel[(1,)](losses, targets, loss, share, len(losses), ignore_index, MEAN=reduction == "mean",
+                             BLOCK=1024)
+    return loss, share
+
+
 def _scale_rows(x, dout, share, out):
-    blocks = _blocks(x.shape[1])
-    stride_dout = dout.stride(0) if dout.ndim else 0
-    scale_rows_kernel[(triton.cdiv(x.shape[0], blocks["BLOCK_ROWS"]),)](
-        x, dout, stride_dout, share, out, *x.shape, **blocks)
+    if x.numel():
+        grid, blocks = row_blocks(*x.shape)
+        scale_rows_kernel[grid](x, dout, dout.stride(0) if dout.ndim else 0, share, out, *x.shape, **blocks)
     return out
-
-
-def _blocks(n_columns):
-    """Long pieces of a row, and as many rows as fill the tile."""
-    block_columns = min(1024, triton.next_power_of_2(n_columns))
-    return {"BLOCK_ROWS": TILE // block_columns, "BLOCK_COLUMNS": block_columns}

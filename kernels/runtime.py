@@ -4,15 +4,23 @@ torch is memory here and nothing more: it allocates, views and copies; every num
 Twin of tinyllm/ops/memory.py.
 """
 
+import math
+
 import numpy as np
 import torch
 import triton
 import triton.language as tl
 
+from . import interpreter
+
 # @triton.jit decides at once whether a function will be compiled or interpreted: ours now, when this package is
 # imported, and those of Triton's own library earlier, when triton was.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 TRITON_INTERPRETED = not isinstance(tl.zeros, triton.JITFunction)
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)     # what the kernels store; all of them compute in float32
+
+deterministic = False   # True: no atomic additions of floats, whose order differs from run to run (embedding.py)
 
 
 def device():
@@ -32,17 +40,31 @@ def device():
     )
 
 
+def capability():
+    """(major, minor) of the GPU's architecture, such as (9, 0) for sm_90; None in the interpreter."""
+    return None if INTERPRETED else torch.cuda.get_device_capability()
+
+
+def n_multiprocessors():
+    """How many programs run truly at the same time, at one a multiprocessor; in the interpreter 2, for the tests."""
+    return 2 if INTERPRETED else torch.cuda.get_device_properties(device()).multi_processor_count
+
+
 def empty(shape, dtype=torch.float32):
     """An uninitialised array: shape a tuple of ints, dtype a torch or NumPy dtype or its name.
 
     Every output and every workspace of every kernel comes from here, so that a test can poison and fence them all,
     and a captured step can find them. Kernels call it as `runtime.empty`, which leaves it replaceable.
 
-    Raises NotImplementedError for a floating dtype other than float32: the kernels would run, and be wrong.
+    Raises NotImplementedError for a floating dtype that the kernels, or this GPU, do not know.
     """
     dtype = torch_dtype(dtype)
-    if dtype.is_floating_point and dtype != torch.float32:
-        raise NotImplementedError(f"the kernels compute in float32 only so far, not in {dtype}: convert the arrays")
+    if dtype.is_floating_point and dtype not in FLOATS:
+        raise NotImplementedError(f"the kernels store float32, bfloat16 or float16, not {str(dtype)[6:]}: convert the "
+                                  'arrays, or move the model with .to("triton", dtype="float32")')
+    if dtype == torch.bfloat16 and (capability() or (8, 0)) < (8, 0):
+        raise NotImplementedError("bfloat16 needs a GPU of compute capability 8.0 or newer, and this one has "
+                                  f"{capability()[0]}.{capability()[1]}: use float16 or float32")
     return torch.empty(shape, dtype=dtype, device=device())
 
 
@@ -60,8 +82,9 @@ def from_numpy(array, dtype=None):
 
 
 def to_numpy(tensor):
-    """A copy of a device array as a NumPy array. The host waits here until the device has computed it."""
-    return tensor.to("cpu", copy=True).numpy()
+    """A copy of a device array as a NumPy array, 16-bit floats as float32. The host waits until it is computed."""
+    tensor = tensor.to("cpu", copy=True)
+    return (tensor.float() if tensor.dtype in FLOATS[1:] else tensor).numpy()
 
 
 def copy(tensor):
@@ -70,30 +93,26 @@ def copy(tensor):
 
 
 def contiguous(tensor):
-    """The same values in row-major order: the tensor itself where they lie so already, else a copy.
+    """The same values in row-major order: the tensor itself where they lie so already, else a copy; None stays None.
 
     Most kernels address row-major arrays alone. A strided view costs one copy here, not four more stride arguments
     in every kernel.
     """
-    return tensor if tensor.is_contiguous() else copy(tensor)
+    return tensor if tensor is None or tensor.is_contiguous() else copy(tensor)
 
 
 def own(tensor):
-    """A copy: torch does not tell whether a tensor shares its memory with another."""
-    return copy(tensor)
+    """The array itself if it is row-major and no view of another's memory, else a copy."""
+    return copy(tensor) if tensor._is_view() or not tensor.is_contiguous() else tensor
 
 
 def as_rows(tensor):
     """View (..., C) as (rows, C), row-major: what the kernels that treat every row alike work on."""
-    channels = tensor.shape[-1]
-    rows = 1
-    for size in tensor.shape[:-1]:
-        rows *= size
-    return contiguous(tensor).view(rows, channels)
+    return contiguous(tensor).view(math.prod(tensor.shape[:-1]), tensor.shape[-1])
 
 
 def capture(step):
-    """Return `step`, a function without arguments that runs one training step, ready to be called many times.
+    """Return `step`, a function that runs one training step on arrays, ready to be called many times.
 
     This is the door through which a later version will record the step once as a CUDA graph and replay it, so that
     neither Python nor a launch costs time. Today it returns the step unchanged. A step that will survive the change
@@ -106,23 +125,5 @@ def capture(step):
     return step
 
 
-def _let_the_interpreter_loop():
-    """Let `for k in range(0, K, BLOCK)` with a run-time K work in the interpreter of Triton 3.6 with NumPy >= 2.4.
-
-    The interpreter keeps a scalar as an array of one element. Triton 3.6 turns it into a Python integer with int(),
-    which NumPy 2.4 refuses for an array with an axis; Triton 3.7 asks for the element itself. As the interpreter
-    renews the methods of tl.tensor at each launch, the cure must follow it there.
-    """
-    from triton.runtime import interpreter
-
-    renew = interpreter._patch_lang_tensor
-
-    def renew_and_cure(tensor, scope):
-        renew(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda scalar: scalar.handle.data.item())
-
-    interpreter._patch_lang_tensor = renew_and_cure
-
-
-if INTERPRETED and triton.__version__.startswith("3.6."):
-    _let_the_interpreter_loop()
+if INTERPRETED:
+    interpreter.mend()

@@ -19,8 +19,9 @@ DROPOUT = {"seed": 3, "step": 1, "site": 0}     # set before each run, so that e
 
 
 def _rope(view):
-    """Positions instead of tables, so that the tables get the dtype of x."""
-    tables = lambda x, positions: F.rope_tables(positions, x.shape[3], dtype=x.dtype)
+    """Positions instead of tables, so that the tables get the dtype of x; on the Triton backend float32."""
+    tables = lambda x, positions: F.rope_tables(
+        positions, x.shape[3], dtype=x.dtype if isinstance(x.dtype, np.dtype) else np.float32)
     return lambda x, positions, interleaved: view.rope(x, *tables(x, positions), interleaved)
 
 
@@ -63,7 +64,7 @@ def forward(fn, case, dtype=np.float64, layout="plain"):
     return inputs, as_tuple(fn(*inputs, **options))
 
 
-def run(fn, case, dtype=np.float64, layout="plain"):
+def run(fn, case, dtype=np.float64, layout="plain", upstream=upstream):
     """Outputs and gradients, as two lists of arrays; inputs that have no gradient are left out."""
     inputs, outs = forward(fn, case, dtype, layout)
     loss = Tensor(np.zeros((), outs[0].dtype))
@@ -154,17 +155,17 @@ def changed_primitives(forward, backward):
         yield
 
 
-def random_rounding(seed):
-    """Inside, each result of a primitive, forward and backward, is off by the factor 1 + u or 1 - u, at random.
+def random_rounding(seed, unit=EPS32 / 2):
+    """Inside, each result of a primitive, forward and backward, is off by the factor 1 + unit or 1 - unit, at random.
 
-    u = eps / 2 is the largest relative error of one rounding to float32.
+    unit: the largest relative error of one rounding, by default to float32.
     """
     rng = np.random.default_rng(seed)
 
     def shake(x):
         if isinstance(x, tuple):
             return tuple(map(shake, x))
-        return x if x is None or x.dtype.kind != "f" else x * (1 + EPS32 / 2 * rng.choice([-1, 1], x.shape))
+        return x if x is None or x.dtype.kind != "f" else x * (1 + unit * rng.choice([-1, 1], x.shape))
 
     def forward(op, real, *arrays, **options):
         out, saved = real(*arrays, **options)
@@ -254,6 +255,8 @@ TORCH = {op: getattr(torch, op) for op in ("add", "sub", "mul", "div", "pow", "m
     "split": lambda x, sizes, axis: torch.split(x, sizes, axis),
     "linear": torch.nn.functional.linear, "embedding": torch.nn.functional.embedding, "gelu": torch.nn.functional.gelu,
     "linear_gelu": lambda *xs: torch.nn.functional.gelu(torch.nn.functional.linear(*xs), approximate="tanh"),
+    "mlp": lambda x, w1, b1, w2, b2: torch.nn.functional.linear(
+        torch.nn.functional.gelu(torch.nn.functional.linear(x, w1, b1), approximate="tanh"), w2, b2),
     "silu": torch.nn.functional.silu, "swiglu": lambda gate, x: torch.nn.functional.silu(gate) * x,
     "layer_norm": _torch_norm, "add_layer_norm": lambda x, branch, *xs: (x + branch, _torch_norm(x + branch, *xs)),
     "rms_norm": lambda x, weight: torch.nn.functional.rms_norm(x, x.shape[-1:], weight, 1e-6),

@@ -111,6 +111,12 @@ def linear(rows=(2, 3), n_in=4, n_out=4, bias=True):
     return (normal(*rows, n_in), normal(n_out, n_in, seed=1), normal(n_out, seed=2) if bias else None), {}
 
 
+def mlp(rows=(2, 3), n_in=4, n_hidden=5, n_out=3, bias=True):
+    (x, weight1, *bias1), _ = linear(rows, n_in, n_hidden, bias)
+    (_, weight2, *bias2), _ = linear(rows, n_hidden, n_out, bias)
+    return (x, weight1, *(bias1 or [None]), weight2 + 0.1, *(bias2 or [None])), {}
+
+
 def embedding(rows=(2, 5), vocabulary=4, channels=3):
     return (integers(vocabulary, *rows), normal(vocabulary, channels)), {}
 
@@ -192,10 +198,10 @@ MAKERS = dict(
     add=binary, sub=binary, mul=binary, div=quotient, pow=power, maximum=binary, where=choice, neg=unary, exp=unary,
     log=positive, sqrt=positive, tanh=unary, sigmoid=unary, relu=unary, erf=unary, sum=reduction, mean=reduction,
     max=reduction, matmul=binary, reshape=reshape, permute=permute, getitem=getitem, concatenate=concatenate,
-    split=split, cast=cast, linear=linear, linear_gelu=linear, embedding=embedding, gelu=gelu, silu=unary, swiglu=pair,
-    layer_norm=layer_norm, add_layer_norm=add_layer_norm, rms_norm=rms_norm, softmax=softmax, log_softmax=softmax,
-    attention=attention, self_attention=self_attention, rope=rope, dropout=dropout, cross_entropy=cross_entropy,
-    linear_cross_entropy=linear_cross_entropy,
+    split=split, cast=cast, linear=linear, linear_gelu=linear, mlp=mlp, embedding=embedding, gelu=gelu, silu=unary,
+    swiglu=pair, layer_norm=layer_norm, add_layer_norm=add_layer_norm, rms_norm=rms_norm, softmax=softmax,
+    log_softmax=softmax, attention=attention, self_attention=self_attention, rope=rope, dropout=dropout,
+    cross_entropy=cross_entropy, linear_cross_entropy=linear_cross_entropy,
 )
 FUSED = list(MAKERS)[list(MAKERS).index("linear"):]
 PRIMITIVES = [op for op in MAKERS if op not in FUSED]
@@ -222,6 +228,7 @@ FIXED |= dict(
     getitem=[dict(), *[dict(index=index) for index in _INDICES]],
     concatenate=_PIECES, split=_PIECES,
     linear=[dict(bias=False), dict(n_in=3, n_out=65), dict(n_in=1, n_out=1), dict(n_in=0), *ROWS],
+    mlp=[dict(), dict(bias=False), dict(n_hidden=65), dict(n_in=1, n_hidden=1, n_out=1), *ROWS],
     embedding=[dict(vocabulary=1), dict(channels=1), *ROWS], gelu=[*FIXED["gelu"], dict(approximate="tanh", size=4.0)],
     layer_norm=[dict(bias=False), dict(channels=1), dict(constant=True), dict(mean=300.0, channels=33), *ROWS],
     add_layer_norm=[dict(bias=False), dict(channels=1), *ROWS], rms_norm=[dict(channels=1), *ROWS],
@@ -269,6 +276,7 @@ def drawn(op, smallest=1):
         reduction: dict(shape=shapes, axis=axes, keepdims=st.booleans()),
         concatenate: pieces, split: pieces,
         linear: dict(rows=rows, n_in=SOME, n_out=SOME, bias=st.booleans()),
+        mlp: dict(rows=rows, n_in=SOME, n_hidden=SOME, n_out=SOME, bias=st.booleans()),
         embedding: dict(rows=rows, vocabulary=SOME, channels=SOME),
         gelu: dict(shape=shapes, size=SCALES, approximate=st.sampled_from(["none", "tanh"])),
         layer_norm: dict(rows=rows, channels=SOME, bias=st.booleans(), mean=st.sampled_from([0.0, 3.0])),

@@ -75,8 +75,8 @@ def stale_values_are_used(real, node, douts):
 # Optimizers, sampling, models
 
 @mistake("ops.adamw_step", partial(test_optim.test_adam, options={}, name="AdamW", weight_decay=0.0))
-def the_start_is_biased(real, param, grad, m, v, hyper, norm, **options):
-    real(param, grad, m, v, np.array([hyper[0], 1e9]), norm, **options)
+def the_start_is_biased(real, param, grad, m, v, hyper, *others, **options):
+    real(param, grad, m, v, np.array([hyper[0], 1e9]), *others, **options)
 
 
 @mistake("ops.adamw_step", partial(test_optim.test_adam, options={}, name="AdamW", weight_decay=0.3))
@@ -105,14 +105,14 @@ def a_round_is_missing(real, key, counter):
     return real(key, counter, rounds=9)
 
 
-@mistake("ops.sample.first_bits", test_random.test_rows_draw_independently)
-def all_rows_draw_the_same(real, rng, n, site):
-    return np.resize(real(rng, 5, site), n)
+@mistake("ops.sample.bits_of_rows", test_random.test_rows_draw_independently)
+def all_rows_draw_the_same(real, rng, shape, site):
+    return np.broadcast_to(real(rng, shape[1:], site), shape)
 
 
-@mistake("ops.sample.first_bits", test_random.test_samples_of_successive_steps_are_distributed_as_the_softmax)
-def all_steps_draw_the_same(real, rng, n, site):
-    return real((rng[0], 0), n, site)
+@mistake("ops.sample.bits_of_rows", test_random.test_samples_of_successive_steps_are_distributed_as_the_softmax)
+def all_steps_draw_the_same(real, rng, shape, site):
+    return real((rng[0], 0), shape, site)
 
 
 @mistake("ops.sample._keep_top", each(test_random.test_top_k_and_top_p_keep_the_most_likely, test_random.KEPT))

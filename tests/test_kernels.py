@@ -1,139 +1,35 @@
-"""The Triton kernels against torch.autograd in float64: every output and every gradient, at sizes around block edges.
+"""What the kernels promise beyond agreeing with NumPy: the naive versions, optimizers, draws, errors, huge arrays."""
 
-Without a GPU the kernels run in Triton's interpreter. It runs programs one after another and forgives much, so the
-arrays are set traps: each stands between fences, each output is full of NaN until a kernel fills it, inputs must not
-change. test_compile_gate.py compiles the same kernels for real GPUs, which needs none.
-
-Tolerance: max|error| <= 2 (gradients: 3) x max|error of the same computation by torch in float32| + 4 eps scale, where
-scale is the largest sum of |terms| (where the op is linear in each argument), else the largest |true value|.
-"""
-
+import importlib
 import os
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the kernels' arrays are torch tensors: pip install tinyllm[triton]")
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported, which decorates functions of its own
 triton = pytest.importorskip("triton", reason="Triton exists for Linux only: pip install tinyllm[triton]")
 
-from tinyllm import kernels  # noqa: E402
-from tinyllm.kernels import norm, optim, runtime  # noqa: E402
+from agreement import Fences, fenced  # noqa: E402
+from strategies import integers, normal  # noqa: E402
 
-F = torch.nn.functional
-REAL_EMPTY = runtime.empty  # the tests replace it, see Fences
-EPS = float(np.finfo(np.float32).eps)
-FENCE = 64  # numbers on each side of an array; a multiple of 16 bytes, so that alignment stays as it was
+from tinyllm import kernels, ops  # noqa: E402
+from tinyllm.kernels import attention, loss, map, matmul, optim, runtime, softmax  # noqa: E402
 
-
-class Fences:
-    """Allocates like runtime.empty, but between fences and full of poison."""
-
-    def __init__(self):
-        self.buffers = []
-
-    def empty(self, shape, dtype=torch.float32):
-        dtype = runtime.torch_dtype(dtype)
-        shape = tuple(shape) if np.iterable(shape) else (shape,)
-        poison = float("nan") if dtype.is_floating_point else -(2**30)
-        size = int(np.prod(shape, dtype=np.int64))
-        buffer = torch.full((size + 2 * FENCE,), poison, dtype=dtype, device=runtime.device())
-        buffer[:FENCE] = buffer[FENCE + size:] = 12345
-        self.buffers.append(buffer)
-        return buffer[FENCE:FENCE + size].view(shape)
-
-    def put(self, tensor, strided=False):
-        """A float32 (or integer) copy of a CPU tensor on the device; strided: every other element of a wider one."""
-        tensor = tensor.float() if tensor.is_floating_point() else tensor
-        if strided and tensor.ndim:
-            place = self.empty((*tensor.shape, 2), tensor.dtype)[..., 0]
-        else:
-            place = self.empty(tensor.shape, tensor.dtype)
-        return place.copy_(tensor)
-
-    def check(self):
-        for buffer in self.buffers:
-            fence = torch.cat([buffer[:FENCE], buffer[len(buffer) - FENCE:]])
-            assert (fence == 12345).all(), "a fence is broken"
+RNG = np.array([7, 3])
+REAL_EMPTY = runtime.empty
 
 
-@pytest.fixture(autouse=True)
-def fences(monkeypatch):
-    fences = Fences()
-    monkeypatch.setattr(runtime, "empty", fences.empty)
-    yield fences
-    fences.check()
+def put(array, dtype="float32"):
+    return runtime.from_numpy(array, dtype if np.asarray(array).dtype.kind == "f" else None)
 
 
-def normal(*shape, seed=0, size=1.0):
-    """Standard normal numbers that float32 can hold, in float64."""
-    return torch.as_tensor(np.random.default_rng([seed, *shape]).normal(size=shape) * size).float().double()
+def near(found, expected, rtol=1e-5, atol=1e-6):
+    np.testing.assert_allclose(runtime.to_numpy(found), expected, rtol=rtol, atol=atol)
 
 
-def integers(high, *shape, seed=0):
-    return torch.as_tensor(np.random.default_rng([seed, *shape]).integers(0, high, shape))
+# Arrays
 
-
-def as_tuple(value):
-    return value if isinstance(value, tuple) else (value,)
-
-
-def torch_results(reference, arrays, douts, dtype):
-    """Outputs and gradients by torch.autograd in `dtype`; None for a gradient that does not exist."""
-    leaves = [a.to(dtype, copy=True).requires_grad_() if a is not None and a.is_floating_point() else a for a in arrays]
-    outs = as_tuple(reference(*leaves))
-    used = [(out, dout.to(dtype)) for out, dout in zip(outs, douts) if dout is not None]
-    floats = [leaf for leaf in leaves if leaf is not None and leaf.is_floating_point()]
-    found = iter(torch.autograd.grad([u[0] for u in used], floats, [u[1] for u in used], allow_unused=True))
-    grads = [next(found) if leaf is not None and leaf.is_floating_point() else None for leaf in leaves]
-    return [out.detach() for out in outs], grads
-
-
-def close(name, got, truth, plain, factor, scale=None):
-    if truth is None:
-        return
-    truth, plain, got = truth.double(), plain.double(), got.cpu().double()
-    assert got.shape == truth.shape, f"{name}: shape {tuple(got.shape)}, not {tuple(truth.shape)}"
-    if truth.numel() == 0:
-        return
-    scale = truth.abs().max() if scale is None else scale.abs().max()
-    allowed = factor * (plain - truth).abs().max() + 4 * EPS * scale
-    error = (got - truth).abs().max()
-    assert error <= allowed, f"{name}: error {error:.3g} exceeds {allowed:.3g}"  # False for NaN
-
-
-def agree(fences, op, reference, *arrays, unused=(), multilinear=False, strided=False, **options):
-    """Compare kernels.{op}_forward and _backward with `reference`, a torch function of the same arrays."""
-    forward, backward = getattr(kernels, op + "_forward"), getattr(kernels, op + "_backward")
-    with torch.no_grad():
-        shapes = [out.shape for out in as_tuple(reference(*arrays))]
-    douts = [None if i in unused else normal(*shape, seed=7 + i) for i, shape in enumerate(shapes)]
-    truth = torch_results(reference, arrays, douts, torch.float64)
-    plain = torch_results(reference, arrays, douts, torch.float32)
-    scales = [[None] * len(part) for part in truth]
-    if multilinear:
-        absolute = [a.abs() if a is not None and a.is_floating_point() else a for a in arrays]
-        scales = torch_results(reference, absolute, [d if d is None else d.abs() for d in douts], torch.float64)
-
-    given = [None if a is None else fences.put(a, strided) for a in arrays]
-    given_douts = [None if d is None else fences.put(d, strided) for d in douts]
-    before = [None if g is None else g.clone() for g in given + given_douts]
-    outs, saved = forward(*given, **options)
-    outs = as_tuple(outs)
-    assert len(outs) == len(truth[0])
-    for i, out in enumerate(outs):
-        close(f"{op} output {i}", out, truth[0][i], plain[0][i], 2, scales[0][i])
-    for turn in ("first", "second"):  # backward may run twice: it must leave `saved` as it was
-        grads = backward(*given_douts, saved)
-        assert isinstance(grads, tuple) and len(grads) == len(truth[1]), f"{len(grads)} gradients"
-        for i, grad in enumerate(grads):
-            close(f"{op} gradient {i}, {turn} time", grad, truth[1][i], plain[1][i], 3, scales[1][i])
-    for old, new in zip(before, given + given_douts):
-        assert old is None or torch.equal(old, new), "an input was written"
-
-
-def test_runtime():
+def test_arrays_go_in_and_out():
     array = np.arange(6.0).reshape(2, 3)
     tensor = runtime.from_numpy(array.T, "float32")
     assert tensor.dtype == torch.float32 and tensor.shape == (3, 2)
@@ -141,17 +37,26 @@ def test_runtime():
     tensor.zero_()
     assert array[1, 2] == 5, "from_numpy must copy"
     assert runtime.from_numpy(np.int64(3)).shape == () and runtime.from_numpy(np.arange(3)).dtype == torch.int64
-
-    def step():
-        pass
-
-    assert kernels.capture(step) is step
+    assert runtime.to_numpy(runtime.from_numpy(array, "bfloat16")).dtype == np.float32
 
 
-def test_other_float_types_are_refused():
-    for dtype in ("bfloat16", np.float64):
-        with pytest.raises(NotImplementedError, match="float32"):
-            REAL_EMPTY((2,), dtype)
+def test_own_copies_views_only():
+    whole = runtime.empty((2, 3))
+    assert runtime.own(whole) is whole
+    for view in (whole[:1], whole.view(6), whole.T):
+        assert runtime.own(view).data_ptr() != whole.data_ptr() and runtime.own(view).is_contiguous()
+
+
+def test_float64_is_refused():
+    with pytest.raises(NotImplementedError, match=r'not float64.*\.to\("triton", dtype="float32"\)'):
+        REAL_EMPTY((2,), np.float64)
+
+
+def test_bfloat16_needs_ampere(monkeypatch):
+    monkeypatch.setattr(runtime, "capability", lambda: (7, 5))
+    with pytest.raises(NotImplementedError, match="8.0 or newer, and this one has 7.5: use float16"):
+        REAL_EMPTY((2,), "bfloat16")
+    REAL_EMPTY((2,), "float16")
 
 
 def test_device_says_what_is_missing(monkeypatch):
@@ -163,256 +68,220 @@ def test_device_says_what_is_missing(monkeypatch):
             runtime.device()
 
 
-SHAPES_TO_ADD = [((4097,), (4097,)), ((2, 7, 5), (7, 5)), ((5,), (3, 1, 5)), ((2, 1, 5), (7, 1)), ((3,), ()),
-                 ((0, 3), (3,))]
+# The naive versions, which stand before the fast ones to be read
+
+def test_add_kernel():
+    a, b = normal(130), normal(130, seed=1)
+    with fenced() as fences:
+        out = fences.empty((130,))
+        map.add_kernel[(3,)](fences.put(a), fences.put(b), out, 130, BLOCK=64)
+        near(out, a + b)
 
 
-@pytest.mark.parametrize("strided", [False, True])
-@pytest.mark.parametrize("a, b", SHAPES_TO_ADD)
-def test_add(fences, a, b, strided):
-    a, b = normal(*a), normal(*b, seed=1)
-    out, saved = kernels.add_forward(fences.put(a, strided), fences.put(b, strided))
-    assert torch.equal(out.cpu(), (a.float() + b.float()))
-    dout = fences.put(normal(*out.shape))
-    assert all(grad is dout for grad in kernels.add_backward(dout, saved))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_naive_matmul(dtype):
+    a, b = integers(5, 33, 18, low=-4), integers(5, 18, 20, low=-4, seed=1)      # whole numbers: exact in either type
+    with fenced() as fences:
+        out = fences.empty((33, 20))
+        matmul.naive_matmul_kernel[(3, 2)](fences.put(a.astype(float), dtype), fences.put(b.astype(float), dtype), out,
+                                           33, 20, 18, BLOCK_M=16, BLOCK_N=16, BLOCK_K=16)
+        near(out, a @ b, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("shape, target", [
-    ((65, 5), (5,)), ((3, 65, 5), (65, 1)), ((2, 3, 4, 5), (3, 1, 5)), ((2049,), ()), ((31, 65), (1, 65)),
-    ((4, 7), (4, 1)), ((2, 3), (2, 3)), ((0, 3), (3,)), ((1, 3), (3,))])
-def test_unbroadcast(fences, shape, target):
-    grad = normal(*shape)
-    got = kernels.unbroadcast(fences.put(grad, strided=True), target)
-    axes = [i for i in range(grad.ndim) if i < grad.ndim - len(target) or target[i - grad.ndim] == 1]
-    total, plain, scale = ((x.sum(axes) if axes else x).reshape(target) for x in (grad, grad.float(), grad.abs()))
-    close("unbroadcast", got, total, plain, 3, scale)
+def test_naive_softmax():
+    x = normal(4, 13)
+    with fenced() as fences:
+        out = fences.empty((4, 13))
+        softmax.naive_softmax_kernel[(4,)](fences.put(x), out, 13, BLOCK_COLUMNS=16)
+        near(out, ops.softmax_forward(x)[0])
 
 
-def test_reshape(fences):
-    x = fences.put(normal(2, 3, 4), strided=True)
-    out, saved = kernels.reshape_forward(x, shape=(-1, 4))
-    (dx,) = kernels.reshape_backward(out, saved)
-    assert out.shape == (6, 4) and torch.equal(dx, x)
+def test_naive_attention():
+    q, k, v = normal(19, 16), normal(13, 16, seed=1), normal(13, 16, seed=2)
+    with fenced() as fences:
+        out = fences.empty((19, 16))
+        attention.naive_attention_kernel[(2,)](*map_put(fences, q, k, v), out, 19, 13, 0.25, BLOCK_Q=16, BLOCK_S=16,
+                                               HEAD_SIZE=16)
+        expected, _ = ops.attention_forward(*(x[None, :, None] for x in (q, k, v)))
+        near(out, expected[0, :, 0])
 
 
-@pytest.mark.parametrize("strided", [False, True])
-@pytest.mark.parametrize("shape, vocabulary, channels", [
-    ((2, 16), 11, 32), ((33,), 3, 129), ((1,), 1, 1), ((31,), 65, 127)])
-def test_embedding(fences, shape, vocabulary, channels, strided):
-    ids, weight = integers(vocabulary, *shape), normal(vocabulary, channels)
-    agree(fences, "embedding", F.embedding, ids, weight, multilinear=True, strided=strided)
+def map_put(fences, *arrays):
+    return [fences.put(a) for a in arrays]
 
 
-def test_embedding_of_a_foreign_id_is_nan(fences):
-    out, _ = kernels.embedding_forward(torch.tensor([0, 5, -1], device=runtime.device()), fences.put(normal(5, 4)))
+# Optimizers: the same steps as NumPy takes in float64
+
+ADAMS = [dict(), dict(max_norm=1.0, weight_decay=0.1), dict(decoupled=False, weight_decay=0.1, max_norm=1e6),
+         dict(beta1=0.0, beta2=0.5)]
+SGDS = [dict(), dict(momentum=0.9, weight_decay=0.1), dict(momentum=0.8, nesterov=True, max_norm=1.0)]
+
+
+@pytest.mark.parametrize("step, options", [("adamw_step", o) for o in ADAMS] + [("sgd_step", o) for o in SGDS])
+@pytest.mark.parametrize("n", [5, 2049])
+def test_optimizer_steps(step, options, n):
+    buffers = [normal(n, seed=9), *(np.zeros(n) for _ in range(2 if step == "adamw_step" else 1))]
+    if step == "sgd_step" and not options.get("momentum"):
+        buffers[1] = None
+    with fenced() as fences:
+        ours = [None if b is None else fences.put(b) for b in buffers]
+        working = fences.put(buffers[0], "bfloat16")
+        for t, rate in enumerate((0.1, 0.03, 0.2, 0.01), start=1):
+            grad = normal(n, seed=t)
+            norm = kernels.grad_norm(fences.put(grad))
+            near(norm, np.linalg.norm(grad))
+            getattr(ops, step)(buffers[0], grad, *buffers[1:], np.array([rate, t]), np.linalg.norm(grad), **options)
+            getattr(kernels, step)(ours[0], fences.put(grad), *ours[1:], fences.put(np.array([rate, t])), norm, working,
+                                   **options)
+        for found, expected in zip(ours, buffers):
+            if found is not None:
+                near(found, expected, rtol=2e-5, atol=2e-6)
+        assert torch.equal(working, ours[0].to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("n", [1, 8191, 8193])
+def test_grad_norm(n, monkeypatch):
+    """A program walks over several blocks; the gradient may be strided."""
+    monkeypatch.setattr(optim, "MAX_PROGRAMS", 2)
+    monkeypatch.setattr(optim.configs, "lookup", lambda *_: {"BLOCK": 1024})
+    with fenced() as fences:
+        near(kernels.grad_norm(fences.put(normal(n), layout="strided")), np.linalg.norm(normal(n)))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_broken_gradient_changes_nothing(bad):
+    grad, hyper = put(np.array([1.0, bad, 2.0])), put(np.array([0.1, 1.0]))
+    buffers = [put(np.abs(normal(3, seed=s))) for s in range(3)]
+    before = [buffer.clone() for buffer in buffers]
+    kernels.adamw_step(buffers[0], grad, *buffers[1:], hyper, kernels.grad_norm(grad), max_norm=1.0)
+    kernels.sgd_step(buffers[0], grad, buffers[1], hyper, kernels.grad_norm(grad), momentum=0.5)
+    assert all(torch.equal(old, new) for old, new in zip(before, buffers))
+
+
+def test_optimizers_refuse_gaps():
+    gaps, whole = Fences().put(normal(3), layout="strided"), put(normal(3))
+    with pytest.raises(ValueError, match="adamw_step writes in place.*contiguous"):
+        kernels.adamw_step(gaps, whole, whole, whole, whole[:2])
+    with pytest.raises(ValueError, match="sgd_step writes in place"):
+        kernels.sgd_step(whole, whole, gaps, whole[:2], momentum=0.9)
+
+
+# Random numbers and draws: the same as NumPy's
+
+@pytest.mark.parametrize("seed, step, site", [(0, 0, 0), (2**62 + 12345, 3, 2), (5, 2**31 + 1, 1)])
+def test_random_bits(seed, step, site):
+    rng = np.array([seed, step])
+    np.testing.assert_array_equal(runtime.to_numpy(kernels.first_bits(put(rng), 1030, site)),
+                                  ops.first_bits(rng, 1030, site))
+
+
+DRAWS = [dict(), dict(temperature=0), dict(temperature=0.3), dict(top_k=1), dict(top_k=5), dict(top_k=10**6),
+         dict(top_p=0.3), dict(top_p=0.9), dict(top_p=1e-6), dict(top_k=7, top_p=0.8, temperature=2.0), dict(site=4)]
+
+
+@pytest.mark.parametrize("options", DRAWS)
+@pytest.mark.parametrize("V, dtype", [(5, "float32"), (37, "bfloat16"), (300, "float32")])
+def test_draws(options, V, dtype, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("tinyllm.kernels.sample"), "BLOCK", 64)     # a row in several pieces
+    logits = put(normal(3, V, size=2.0), dtype)
+    found = runtime.to_numpy(kernels.sample(logits, RNG, **options))
+    np.testing.assert_array_equal(found, ops.sample(runtime.to_numpy(logits), RNG, **options))
+
+
+def test_draws_among_equals():
+    """Of tokens of equal score the first ones are kept, and the first of equal largest ones is greedy's choice."""
+    logits = np.repeat(np.array([[0.0, 1.0, 1.0, 1.5, 1.0, -2.0, 1.0]], np.float32), 20, axis=0)
+    for options in (dict(top_k=3), dict(top_p=0.4), dict(top_k=4, top_p=0.7), dict(temperature=0)):
+        found = runtime.to_numpy(kernels.sample(put(logits), RNG, **options))
+        np.testing.assert_array_equal(found, ops.sample(logits, RNG, **options))
+
+
+def test_draws_from_negative_infinite_and_strided_logits():
+    logits = np.array([[-1e30, -np.inf, -5.0, -7.0, -np.inf]], np.float32).repeat(8, axis=0)
+    wide = Fences().put(logits, layout="transposed")
+    for options in (dict(), dict(top_k=2), dict(top_p=0.9)):
+        np.testing.assert_array_equal(runtime.to_numpy(kernels.sample(wide, RNG, **options)),
+                                      ops.sample(logits, RNG, **options))
+
+
+# What a GPU cannot raise becomes NaN
+
+def test_foreign_ids_and_targets_are_nan():
+    out, _ = kernels.embedding_forward(put(np.array([0, 5, -1])), put(normal(5, 4)))
     assert not out[0].isnan().any() and out[1:].isnan().all()
+    for dtype in ("float32", "bfloat16"):
+        found, _ = kernels.cross_entropy_forward(put(normal(3, 5), dtype), put(np.array([0, 5, -1])), reduction="none")
+        assert not found[0].isnan() and found[1:].isnan().all()
 
 
-LINEAR_SIZES = [((2, 5), 7, 3), ((65,), 33, 63), ((63,), 31, 65), ((1,), 1, 1), ((64,), 32, 64), ((1, 3, 2), 65, 129)]
+def test_heads_of_more_than_128_features_are_refused():
+    q = put(normal(1, 2, 1, 129))
+    with pytest.raises(NotImplementedError, match="a head of 129 features.*at most 128"):
+        kernels.attention_forward(q, q, q)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape, n_in, n_out", LINEAR_SIZES)
-def test_linear(fences, shape, n_in, n_out, bias):
-    arrays = normal(*shape, n_in), normal(n_out, n_in, seed=1), normal(n_out, seed=2) if bias else None
-    agree(fences, "linear", F.linear, *arrays, multilinear=True, strided=not bias)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape, n_in, n_out", LINEAR_SIZES)
-def test_linear_gelu(fences, shape, n_in, n_out, bias):
-    arrays = normal(*shape, n_in), normal(n_out, n_in, seed=1), normal(n_out, seed=2) if bias else None
-    agree(fences, "linear_gelu", lambda x, w, b: F.gelu(F.linear(x, w, b), approximate="tanh"), *arrays,
-          strided=not bias)
-
-
-def test_gelu_at_the_ends(fences):
-    """exp must overflow nowhere, and a saturated gelu pass on exactly 0 or 1."""
-    x = torch.tensor([[-3e4], [-50.0], [-1e-4], [0.0], [1e-4], [50.0], [3e4]]).double()
-    agree(fences, "linear_gelu", lambda x, w, b: F.gelu(F.linear(x, w, b), approximate="tanh"), x,
-          torch.ones(1, 1).double(), None)
-
-
-@pytest.mark.parametrize("op", ["linear", "linear_gelu"])
-def test_linear_computes_only_what_is_needed(fences, op):
-    x, weight, bias = (fences.put(t) for t in (normal(3, 4), normal(5, 4), normal(5)))
-    for needs in [(True, False, False), (False, True, False), (False, False, True)]:
-        _, saved = getattr(kernels, op + "_forward")(x, weight, bias, needs=needs)
-        grads = getattr(kernels, op + "_backward")(fences.put(normal(3, 5)), saved)
+@pytest.mark.parametrize("op", ["pow", "matmul", "embedding", "linear", "linear_gelu", "mlp", "linear_cross_entropy"])
+def test_only_the_gradients_that_are_needed_are_computed(op):
+    from strategies import MAKERS
+    arrays, options = MAKERS[op]() if op in ("pow", "matmul") else MAKERS[op](rows=(5,))
+    inputs = [put(a) for a in arrays]
+    for wanted in (i for i, array in enumerate(arrays) if array.dtype.kind == "f"):
+        needs = tuple(i == wanted for i in range(len(arrays)))
+        out, saved = getattr(kernels, op + "_forward")(*inputs, **options, needs=needs)
+        grads = getattr(kernels, op + "_backward")(torch.ones_like(out), saved=saved)
         assert tuple(grad is not None for grad in grads) == needs
 
 
-def layer_norm(x, weight, bias, eps=1e-5):
-    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+# Arrays of more than 2^31 numbers: huge strides, of which only the corners exist in memory
+
+FAR = 2**30 + 64
 
 
-def add_layer_norm(x, branch, weight, bias):
-    return x + branch, layer_norm(x + branch, weight, bias)
+def far_apart(*shape):
+    """Three blocks of numbers, (3, ...), that lie FAR apart, with room before them: an offset that wraps lands there."""
+    if os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 12e9:
+        pytest.skip("9 GB of address space may be refused here, though hardly a page of them is used")
+    room = torch.empty(2**31 + 2 * FAR + 1024, dtype=torch.bfloat16, device=runtime.device())
+    inner = torch.empty(shape[1:]).stride()
+    return room[2**31:].as_strided(shape, (FAR, *inner))
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(2, 3, 5), (129, 32), (33, 127), (1, 1), (9, 1025), (5 * 64 + 1, 61)])
-def test_layer_norm(fences, monkeypatch, shape, bias):
-    monkeypatch.setattr(norm, "MAX_PROGRAMS", 2)  # so that a program walks over several blocks of rows
-    x = normal(*shape) + 3  # a mean far from 0: the variance is taken around it
-    arrays = x, normal(shape[-1], seed=1), normal(shape[-1], seed=2) if bias else None
-    agree(fences, "layer_norm", layer_norm, *arrays, strided=not bias)
+def test_a_product_past_2_31():
+    a, out = far_apart(3, 8), far_apart(3, 8)
+    a.copy_(torch.arange(24).view(3, 8))
+    matmul.launch(a[None, None], torch.eye(8, dtype=torch.bfloat16, device=a.device)[None, None], out[None, None])
+    assert torch.equal(out, a)
+    matmul.launch(a.T[None, None], torch.eye(3, dtype=torch.bfloat16, device=a.device)[None, None],
+                  (out := torch.empty(8, 3, dtype=torch.bfloat16, device=a.device))[None, None])
+    assert torch.equal(out, a.T)
 
 
-@pytest.mark.parametrize("unused", [(), (0,), (1,)])
-@pytest.mark.parametrize("shape", [(2, 3, 5), (129, 33)])
-def test_add_layer_norm(fences, shape, unused):
-    arrays = normal(*shape), normal(*shape, seed=3), normal(shape[-1], seed=1), normal(shape[-1], seed=2)
-    agree(fences, "add_layer_norm", add_layer_norm, *arrays, unused=unused, strided=unused == (0,))
+def test_elements_past_2_31():
+    x = far_apart(3, 5).copy_(torch.arange(15).view(3, 5))
+    out, _ = kernels.add_forward(x, x)
+    assert torch.equal(out, (torch.arange(15).view(3, 5) * 2).bfloat16().to(out.device))
 
 
-def attention(n_head, causal=True, scale=None):
-    """Self-attention spelled out, with the scores as a T x T matrix."""
-    def reference(qkv, key_start, key_end, rng):
-        batch, time, packed = qkv.shape
-        q, k, v = qkv.view(batch, time, 3, n_head, packed // 3 // n_head).permute(2, 0, 3, 1, 4)
-        tokens = torch.arange(time)
-        legal = torch.ones(batch, 1, time, time, dtype=torch.bool)
-        if causal:
-            legal = legal & (tokens[None, :] <= tokens[:, None])
-        if key_start is not None:
-            legal = legal & (tokens >= key_start[:, None, None, None])
-        if key_end is not None:
-            legal = legal & (tokens < key_end[:, None, None, None])
-        scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
-        scores = scores.masked_fill(~legal, -1e9)
-        p = torch.softmax(scores, dim=-1) * legal  # a row of illegal keys alone becomes 0
-        return (p @ v).transpose(1, 2).reshape(batch, time, packed // 3)
-    return reference
+def test_cross_entropy_past_2_31():
+    logits = far_apart(3, 5)
+    logits.copy_(torch.from_numpy(normal(3, 5)))
+    targets, losses = put(np.array([0, 2, 4])), runtime.empty((3,))
+    expected, _ = ops.cross_entropy_forward(logits.double().cpu().numpy(), np.array([0, 2, 4]), reduction="none")
+    numbers = (5, FAR, -100, 0.0)
+    loss.naive_cross_entropy_kernel[(1,)](logits, logits, targets, losses, 3, *numbers, GRADIENT=False, BLOCK_ROWS=4,
+                                          BLOCK_COLUMNS=16)
+    near(losses, expected)
+    loss.cross_entropy_kernel[(3,)](logits, logits, targets, losses, *numbers, GRADIENT=True, SMOOTH=False, PIECES=0,
+                                    PIECE=16, LAST=8)
+    near(losses, expected)
+    assert (logits.float().sum(1).abs() < 0.02).all()      # a row's gradient sums to zero
 
 
-@pytest.mark.parametrize("batch, time, n_head, size", [
-    (1, 1, 1, 1), (2, 15, 2, 16), (1, 32, 1, 8), (1, 33, 2, 32), (1, 31, 1, 48), (1, 17, 1, 128), (1, 65, 1, 20)])
-@pytest.mark.parametrize("causal", [True, False])
-def test_self_attention(fences, batch, time, n_head, size, causal):
-    qkv = normal(batch, time, 3 * n_head * size, size=1.5)
-    agree(fences, "self_attention", attention(n_head, causal), qkv, None, None, None,
-          n_head=n_head, causal=causal, strided=causal)
-
-
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("time", [5, 33])
-def test_self_attention_keys(fences, time, causal):
-    """Padding on the left, on the right, everywhere, nowhere; limits that lie outside the sequence."""
-    key_start = torch.tensor([2, 0, 3, -4, time - 1])
-    key_end = torch.tensor([time, time - 2, 3, time + 9, time])
-    qkv, n_head = normal(5, time, 3 * 8), 2 if time < 10 else 1
-    pairs = [(key_start, None), (None, key_end.int())] if time < 10 else []
-    for start, end in [(key_start, key_end)] + pairs:
-        agree(fences, "self_attention", attention(n_head, causal), qkv, start, end, None, n_head=n_head,
-              causal=causal)
-
-
-def test_self_attention_scale_and_peaks(fences):
-    """Scores in the hundreds: exp must be taken of differences only."""
-    agree(fences, "self_attention", attention(1, scale=0.7), normal(1, 40, 3 * 16, size=12.0), None, None, None,
-          n_head=1, scale=0.7)
-
-
-def test_self_attention_refuses(fences):
-    with pytest.raises(NotImplementedError, match="dropout"):
-        kernels.self_attention_forward(fences.put(normal(1, 2, 6)), n_head=1, dropout=0.1)
-    with pytest.raises(NotImplementedError, match="n_head"):
-        kernels.self_attention_forward(fences.put(normal(1, 2, 3 * 129)), n_head=1)
-
-
-def head(**options):
-    return lambda x, weight, targets: F.cross_entropy(x @ weight.T, targets, **options)
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("rows, channels, vocabulary", [(5, 8, 65), (33, 4, 64), (3, 3, 1), (5, 4, 2049)])
-def test_linear_cross_entropy(fences, rows, channels, vocabulary, smoothing, reduction):
-    targets = integers(vocabulary, rows)
-    targets[1::3] = -100
-    x, weight = normal(rows, channels, size=2.0), normal(vocabulary, channels, seed=1)
-    options = {"label_smoothing": smoothing, "reduction": reduction}
-    agree(fences, "linear_cross_entropy", head(**options), x, weight, targets, strided=smoothing == 0, **options)
-
-
-def test_linear_cross_entropy_of_many_rows(fences):
-    """More rows than the kernel that adds up the losses takes at once."""
-    agree(fences, "linear_cross_entropy", head(), normal(1025, 2), normal(3, 2), integers(3, 1025))
-
-
-def test_linear_cross_entropy_when_sure(fences):
-    """p of the target close to 1: its gradient is p - 1, which must not be rounded before the subtraction."""
-    x, weight = torch.eye(6).double() * 12 + 300, torch.eye(6).double()
-    agree(fences, "linear_cross_entropy", head(), x, weight, torch.arange(6))
-
-
-def test_linear_cross_entropy_of_nothing(fences):
-    x, weight, targets = fences.put(normal(4, 3)), fences.put(normal(7, 3)), fences.put(torch.full((4,), 9))
-    loss, saved = kernels.linear_cross_entropy_forward(x, weight, targets, ignore_index=9)
-    dx, dweight, none = kernels.linear_cross_entropy_backward(fences.put(torch.tensor(1.0)), saved)
-    assert loss == 0 and (dx == 0).all() and (dweight == 0).all() and none is None
-
-
-def test_linear_cross_entropy_options(fences):
-    x, weight, targets = fences.put(normal(4, 3)), fences.put(normal(7, 3)), fences.put(integers(7, 4))
-    loss, saved = kernels.linear_cross_entropy_forward(x, weight, targets, needs=(True, False, False))
-    assert kernels.linear_cross_entropy_backward(loss, saved)[1] is None
-    bare, _ = kernels.linear_cross_entropy_forward(x, weight, targets, needs=(False, False, False))
-    assert bare == loss
-    targets[2] = 7
-    assert kernels.linear_cross_entropy_forward(x, weight, targets)[0].isnan(), "a target outside the vocabulary"
-    with pytest.raises(ValueError, match="reduction"):
-        kernels.linear_cross_entropy_forward(x, weight, targets, reduction="max")
-
-
-@pytest.mark.parametrize("n", [1, 2047, 2049, 8193])
-def test_grad_norm(fences, monkeypatch, n):
-    monkeypatch.setattr(optim, "MAX_PROGRAMS", 2)  # so that a program walks over several blocks
-    grad = normal(n)
-    close("norm", kernels.grad_norm(fences.put(grad, strided=True)), grad.norm(), grad.float().norm(), 2)
-
-
-def torch_adamw(decoupled, param, grads, rates, betas, eps, weight_decay, max_norm, dtype):
-    param = param.to(dtype, copy=True)
-    optimizer = torch.optim.AdamW if decoupled else torch.optim.Adam
-    optimizer = optimizer([param], betas=betas, eps=eps, weight_decay=weight_decay, foreach=False)
-    for grad, rate in zip(grads, rates):
-        optimizer.param_groups[0]["lr"] = rate
-        grad = grad.to(dtype)
-        scale = min(1.0, max_norm / (grad.norm() + 1e-6)) if max_norm else 1.0
-        param.grad = grad * scale
-        optimizer.step()
-    state = optimizer.state[param]
-    return param, state["exp_avg"], state["exp_avg_sq"]
-
-
-@pytest.mark.parametrize("max_norm, decoupled", [(0.0, True), (1.0, True), (1e6, False)])
-@pytest.mark.parametrize("n, betas", [(5, (0.9, 0.999)), (2049, (0.9, 0.95)), (3, (0.0, 0.5))])
-def test_adamw(fences, n, betas, max_norm, decoupled):
-    grads, rates = [normal(n, seed=s) for s in range(4)], [0.1, 0.03, 0.2, 0.01]
-    options = {"beta1": betas[0], "beta2": betas[1], "eps": 1e-8, "weight_decay": 0.1, "max_norm": max_norm,
-               "decoupled": decoupled}
-    buffers = [fences.put(normal(n, seed=9)), fences.put(torch.zeros(n)), fences.put(torch.zeros(n))]
-    for step, (grad, rate) in enumerate(zip(grads, rates), start=1):
-        grad, hyper = fences.put(grad), fences.put(torch.tensor([rate, step]))
-        kernels.adamw_step(buffers[0], grad, *buffers[1:], hyper, kernels.grad_norm(grad), **options)
-    args = (decoupled, normal(n, seed=9), grads, rates, betas, 1e-8, 0.1, max_norm)
-    truth, plain = torch_adamw(*args, torch.float64), torch_adamw(*args, torch.float32)
-    for name, *values in zip(("param", "exp_avg", "exp_avg_sq"), buffers, truth, plain):
-        close(name, *values, 2, scale=torch.ones(()) if name == "param" else None)
-
-
-def test_adamw_leaves_a_broken_step_out(fences):
-    options = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "max_norm": 1.0}
-    hyper = fences.put(torch.tensor([0.1, 1.0]))
-    for bad in (float("nan"), float("inf")):
-        grad = fences.put(torch.tensor([1.0, bad, 2.0]))
-        buffers = [fences.put(normal(3, seed=s).abs()) for s in range(3)]
-        before = [buffer.clone() for buffer in buffers]
-        kernels.adamw_step(buffers[0], grad, *buffers[1:], hyper, kernels.grad_norm(grad), **options)
-        assert all(torch.equal(old, new) for old, new in zip(before, buffers))
-    kernels.adamw_step(buffers[0], fences.put(normal(3)), *buffers[1:], hyper, None, **options)
-    assert not torch.equal(before[0], buffers[0])
-    with pytest.raises(ValueError, match="contiguous"):
-        kernels.adamw_step(fences.put(normal(3), strided=True), grad, *buffers[1:], hyper, None, **options)
+def test_attention_past_2_31():
+    q = far_apart(3, 4, 1, 16)
+    q.copy_(torch.from_numpy(normal(3, 4, 1, 16)))
+    out, saved = kernels.attention_forward(q, q, q, causal=True)
+    near(out, kernels.attention_forward(*[q.contiguous()] * 3, causal=True)[0].float().cpu().numpy(), 0, 0)
+    dq = kernels.attention_backward(out, saved)[0]
+    near(dq, kernels.attention_backward(out, kernels.attention_forward(*[q.contiguous()] * 3, causal=True)[1])[0]
+         .float().cpu().numpy(), 0, 0)

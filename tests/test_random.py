@@ -122,8 +122,8 @@ def test_equal_logits_leave_exactly_k():
 @pytest.mark.parametrize("bits", [0, 0xFFFFFFFF])
 def test_the_rarest_random_numbers_choose_no_forbidden_token(bits, monkeypatch):
     """A uniform number that rounds to 0 or 1 would make the noise infinite. With V = 50257 that is no rare event."""
-    extreme = lambda rng, n, site: np.where(np.arange(n) == 2, bits, 2**31).astype(np.uint32)
-    monkeypatch.setattr(importlib.import_module("tinyllm.ops.sample"), "first_bits", extreme)
+    extreme = lambda rng, shape, site: np.where(np.arange(shape[1]) == 2, bits, 2**31).astype(np.uint32)[None]
+    monkeypatch.setattr(importlib.import_module("tinyllm.ops.sample"), "bits_of_rows", extreme)
     assert ops.sample(np.array([[5.0, 1, 0]]), (0, 0), top_k=2).tolist() == [0]
     assert ops.sample(np.array([[60.0, 1, 0]]), (0, 0)).tolist() == [0]
 

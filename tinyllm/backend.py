@@ -34,6 +34,11 @@ def operation(ops, name):
     return function
 
 
+def use_deterministic_algorithms(mode=True):
+    """Whether two runs on a GPU shall end in the same bits, for a slower embedding gradient; NumPy's always do."""
+    _kernels().runtime.deterministic = mode
+
+
 def is_array(value):
     """Whether value is an array of either backend."""
     return isinstance(value, np.ndarray) or type(value).__module__ == "torch"

@@ -35,6 +35,11 @@ def linear_gelu(x, weight, bias=None):
     return gelu(linear(x, weight, bias), approximate="tanh")
 
 
+def mlp(x, weight1, bias1, weight2, bias2):
+    """linear(gelu(linear(x)))"""
+    return linear(linear_gelu(x, weight1, bias1), weight2, bias2)
+
+
 def gelu(x, approximate="none"):
     """x (1 + erf(x / sqrt 2)) / 2, or with tanh(sqrt(2/pi) (x + 0.044715 x^3)) in the place of erf"""
     if approximate == "tanh":

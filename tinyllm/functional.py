@@ -76,6 +76,11 @@ def linear_gelu(x, weight, bias=None):
     return apply("linear_gelu", x, weight, bias, needs=wants(x, weight, bias))
 
 
+def mlp(x, weight1, bias1, weight2, bias2):
+    """gelu(x W1^T + b1) W2^T + b2: x (..., C), weight1 (H, C), weight2 (O, H), biases (H,), (O,) or None -> (..., O)"""
+    return apply("mlp", x, weight1, bias1, weight2, bias2, needs=wants(x, weight1, bias1, weight2, bias2))
+
+
 def gelu(x, approximate="none"):
     """x P(X <= x) for a normal X; approximate="tanh" is GPT-2's form, the default is exact."""
     return apply("gelu", x, approximate=approximate, needs=wants(x))

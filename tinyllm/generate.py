@@ -3,6 +3,7 @@ import warnings
 
 import numpy as np
 
+from . import backend
 from . import functional as F
 from .modes import no_grad
 
@@ -64,7 +65,8 @@ def _tokens(model, text, steps, use_cache, stop_tokens, choose):
                 seen = text.shape[1]
             else:
                 logits = model.next_logits(text[:, start:])
-        new = np.asarray(choose(logits, step))                              # (B,)
+        new = choose(logits, step)                                          # (B,)
+        new = backend.of(new).to_numpy(new)
         new = np.where(over, text[:, -1], new)
         text = np.concatenate([text, new[:, None]], axis=1)
         yield new

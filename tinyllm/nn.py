@@ -239,4 +239,4 @@ class MLP(Module):
         self.c_proj = Linear(hidden, n_embd, bias)
 
     def forward(self, x):
-        return self.c_proj(F.linear_gelu(x, self.c_fc.weight, self.c_fc.bias))
+        return F.mlp(x, self.c_fc.weight, self.c_fc.bias, self.c_proj.weight, self.c_proj.bias)

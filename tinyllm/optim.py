@@ -3,7 +3,8 @@
 The formulas run in ops/optim.py; here they get their memory and their numbers.
 
 All parameters of a model are moved into one flat buffer, and each tensor becomes a view of its stretch. A step is then
-one loop over one array, and so is the gradient norm. Matrices come first: only they are decayed.
+one loop over one array, and so is the gradient norm. Matrices come first: only they are decayed. A model that computes
+in 16 bits gets two flat buffers: float32 "master weights", which learn, and their rounded copy, which computes.
 """
 import math
 
@@ -33,23 +34,32 @@ class Optimizer:
         n_matrices = sum(p.ndim >= 2 for p in self.params)
         self.decayed = slice(0, ends[n_matrices - 1] if n_matrices else 0)
         self.plain = slice(self.decayed.stop, ends[-1])
-        self.flat, self.grad = self._zeros(), self._zeros()
-        self.views = [self.flat[s].reshape(p.shape) for p, s in zip(self.params, self.stretches)]
-        self.state = {name: self._zeros() for name in self.buffers}
+        dtype = self.params[0].dtype
+        learning = np.float32 if dtype.itemsize == 2 else dtype
+        self.flat, self.grad = self._zeros(learning), self._zeros(learning)
+        self.working = self._zeros(dtype) if dtype.itemsize == 2 else None
+        computing = self.flat if self.working is None else self.working
+        self.views = [computing[s].reshape(p.shape) for p, s in zip(self.params, self.stretches)]
+        self.versions = [None] * len(self.params)
+        self.state = {name: self._zeros(learning) for name in self.buffers}
         self.hyper = self.ops.from_numpy(np.array([lr, 0.0]))           # what changes from step to step (ops/optim.py)
         self._gather_parameters()
 
-    def _zeros(self):
-        array = self.ops.empty((self.stretches[-1].stop,), self.params[0].dtype)
+    def _zeros(self, dtype):
+        array = self.ops.empty((self.stretches[-1].stop,), dtype)
         array[...] = 0
         return array
 
     def _gather_parameters(self):
-        """Make every parameter a view of the flat buffer; one whose data was replaced is copied in again."""
-        for p, view in zip(self.params, self.views):
-            if p.data is not view:
-                view[...] = p.data
-                p.data = view
+        """Make every parameter a view of its stretch; one whose data somebody else has changed is copied in again."""
+        for i, (p, view, stretch) in enumerate(zip(self.params, self.views, self.stretches)):
+            if p._version != self.versions[i]:
+                if p.data is not view:
+                    view[...] = p.data
+                    p.data = view
+                if self.working is not None:
+                    self.flat[stretch] = view.reshape(-1)
+                self.versions[i] = p._version
 
     def zero_grad(self):
         """Forget all gradients."""
@@ -82,15 +92,18 @@ class Optimizer:
         norm = self.ops.grad_norm(self.grad)
         for part, weight_decay in ((self.decayed, self.weight_decay), (self.plain, 0.0)):
             if part.start < part.stop:
-                self.update(self.flat[part], self.grad[part], {k: b[part] for k, b in self.state.items()}, norm,
+                working = None if self.working is None else self.working[part]
+                state = {name: buffer[part] for name, buffer in self.state.items()}
+                self.update(self.flat[part], self.grad[part], state, norm, working,
                             weight_decay=weight_decay, max_norm=max_norm)
-        for p in self.params:
+        for i, p in enumerate(self.params):
             p.data = p.data             # tells the tape that the values changed
+            self.versions[i] = p._version
         return norm
 
     def state_dict(self):
         """What resuming needs: the flat buffers as NumPy arrays, and the numbers."""
-        arrays = {name: np.array(self.ops.to_numpy(buffer)) for name, buffer in self.state.items()}
+        arrays = {name: np.array(self.ops.to_numpy(buffer)) for name, buffer in self._saved().items()}
         return arrays, {"optimizer": type(self).__name__, "steps": self.steps, "lr": self.lr,
                         "shapes": [list(p.shape) for p in self.params]}
 
@@ -103,8 +116,13 @@ class Optimizer:
                                  f"({numbers.get(key)}, not {own[key]}); "
                                  "resume with the settings that it was saved with")
         self.steps, self.lr = numbers["steps"], numbers["lr"]
-        for name, buffer in self.state.items():
+        self._gather_parameters()
+        for name, buffer in self._saved().items():
             buffer[...] = self.ops.from_numpy(arrays[name], dtype=buffer.dtype)
+
+    def _saved(self):
+        """The buffers that a checkpoint needs besides the model's parameters."""
+        return self.state if self.working is None else {**self.state, "master": self.flat}
 
 
 class SGD(Optimizer):
@@ -121,8 +139,8 @@ class SGD(Optimizer):
         self.buffers = ("velocity",) if momentum else ()
         super().__init__(params, lr, weight_decay)
 
-    def update(self, param, grad, state, norm, **options):
-        self.ops.sgd_step(param, grad, state.get("velocity"), self.hyper, norm,
+    def update(self, param, grad, state, norm, working, **options):
+        self.ops.sgd_step(param, grad, state.get("velocity"), self.hyper, norm, working,
                           momentum=self.momentum, nesterov=self.nesterov, **options)
 
 
@@ -143,9 +161,9 @@ class Adam(Optimizer):
         self.betas, self.eps = betas, eps
         super().__init__(params, lr, weight_decay)
 
-    def update(self, param, grad, state, norm, **options):
-        self.ops.adamw_step(param, grad, state["exp_avg"], state["exp_avg_sq"], self.hyper, norm, beta1=self.betas[0],
-                            beta2=self.betas[1], eps=self.eps, decoupled=self.decoupled, **options)
+    def update(self, param, grad, state, norm, working, **options):
+        self.ops.adamw_step(param, grad, state["exp_avg"], state["exp_avg_sq"], self.hyper, norm, working,
+                            beta1=self.betas[0], beta2=self.betas[1], eps=self.eps, decoupled=self.decoupled, **options)
 
 
 class AdamW(Adam):

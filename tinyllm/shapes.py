@@ -26,7 +26,7 @@ def check(name, arrays, options):
     if rule:
         rule(name, arrays, options)
     dtypes = {a.dtype for a in arrays if a is not None and is_float(a)}
-    if len(dtypes) > 1:
+    if len(dtypes) > 1 and not (name == "rope" and arrays[0].dtype.itemsize == 2):     # its tables may stay float32
         names = sorted(str(d).removeprefix("torch.") for d in dtypes)
         raise ValueError(f"{name}: mixes {' and '.join(names)}; convert one side, with .cast(...) for a tensor or "
                          ".astype(np.float32) for an array (NumPy makes float64 unless told otherwise)")
@@ -75,9 +75,22 @@ def _linear(name, arrays, options):
     if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[1]:
         _fail(name, "the last axis of x must be the second of weight", "weight is (out_features, in_features); "
               "a weight stored the other way round needs .T", x=x, weight=weight)
+    _bias(name, weight, bias)
+
+
+def _bias(name, weight, bias):
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
         _fail(name, f"bias must have shape ({weight.shape[0]},)", "one number per output feature",
               weight=weight, bias=bias)
+
+
+def _mlp(name, arrays, options):
+    x, weight1, bias1, weight2, bias2 = arrays
+    _linear(name, (x, weight1, bias1), options)
+    if weight2.ndim != 2 or weight2.shape[1] != weight1.shape[0]:
+        _fail(name, "the second axis of weight2 must be the first of weight1",
+              "weights are (out_features, in_features)", weight1=weight1, weight2=weight2)
+    _bias(name, weight2, bias2)
 
 
 def _embedding(name, arrays, options):
@@ -227,7 +240,8 @@ RULES = dict(
     add=_broadcast, sub=_broadcast, mul=_broadcast, div=_broadcast, pow=_broadcast,
     maximum=_broadcast, where=_broadcast,
     sum=_axis, mean=_axis, max=_axis, reshape=_reshape, permute=_permute, concatenate=_concatenate, split=_split,
-    matmul=_matmul, linear=_linear, linear_gelu=_linear, embedding=_embedding, layer_norm=_norm, rms_norm=_norm,
+    matmul=_matmul, linear=_linear, linear_gelu=_linear, mlp=_mlp, embedding=_embedding,
+    layer_norm=_norm, rms_norm=_norm,
     add_layer_norm=_add_layer_norm, swiglu=_same, attention=_attention, self_attention=_self_attention, rope=_rope,
     dropout=_dropout, cross_entropy=_cross_entropy, linear_cross_entropy=_linear_cross_entropy,
 )

@@ -156,10 +156,12 @@ class Tensor:
                 ops = backend.of(tensor._data)
                 if grad.shape != tensor._data.shape:
                     grad = ops.unbroadcast(grad, tensor.shape)
-                if tensor.node is None:
+                if tensor.node is None:             # a leaf's may be float32 though the leaf has 16 bits
                     fresh = not any(grad is d for d in douts) and sum(grad is g for g in grads) == 1
                     _accumulate(tensor, grad, fresh)
                     continue
+                if grad.dtype != tensor.dtype:
+                    grad = ops.cast_forward(grad, dtype=tensor.dtype)[0]
                 if tensor.node not in arrived:
                     arrived[tensor.node] = {}
                     heapq.heappush(waiting, (-tensor.node.number, tensor.node))

@@ -1,13 +1,12 @@
 """Dropout: switch elements off at random while training, so that no unit can rely on any other."""
 import numpy as np
 
-from .random import first_bits
+from .random import bits_of_rows
 
 
 def keep_mask(rng, shape, p, site):
     """Booleans, each False with probability p; the same (seed, step), site and shape give the same mask."""
-    bits = first_bits(rng, int(np.prod(shape)), site)
-    return (bits >= np.uint32(min(p * 2**32, 2**32 - 1))).reshape(shape)
+    return bits_of_rows(rng, shape, site) >= np.uint32(min(p * 2**32, 2**32 - 1))
 
 
 def dropout_forward(x, rng, *, p, site=0):

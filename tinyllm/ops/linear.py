@@ -1,4 +1,4 @@
-"""The linear layer, y = x W^T + b, alone and with GELU on top: where a Transformer spends most of its time.
+"""The linear layer, y = x W^T + b, alone, with GELU on top, and two of them: a Transformer spends most of its time here.
 
 Weights are stored (out_features, in_features), as torch stores them: each row holds one output's weights.
 """
@@ -70,3 +70,21 @@ def linear_gelu_backward(dout, saved):
     du = memory.empty(dout.shape, dout.dtype)
     in_parallel(lambda r: np.multiply(rows(dout)[r], rows(slope)[r], out=rows(du)[r]), len(rows(du)), du.size)
     return linear_backward(du, linear_saved)
+
+
+def mlp_forward(x, weight1, bias1, weight2, bias2, *, needs=(True,) * 5):
+    """out = gelu(x W1^T + b1) W2^T + b2, the tanh form of GELU: a Transformer's second half.
+
+    x (..., C), weight1 (H, C), bias1 (H,) or None, weight2 (O, H), bias2 (O,) or None -> (..., O)
+    """
+    hidden, saved1 = linear_gelu_forward(x, weight1, bias1, needs=needs[:3])
+    out, saved2 = linear_forward(hidden, weight2, bias2, needs=(any(needs[:3]), *needs[3:]))
+    return out, (saved1, saved2)
+
+
+def mlp_backward(dout, saved):
+    """Back through the second layer, then through the first."""
+    saved1, saved2 = saved
+    dhidden, dweight2, dbias2 = linear_backward(dout, saved2)
+    first = (None, None, None) if dhidden is None else linear_gelu_backward(dhidden, saved1)
+    return *first, dweight2, dbias2

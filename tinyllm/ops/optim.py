@@ -16,9 +16,9 @@ def grad_norm(grad):
     return np.array(np.sqrt(total), np.float32)
 
 
-def adamw_step(param, grad, exp_avg, exp_avg_sq, hyper, norm=None, *,
+def adamw_step(param, grad, exp_avg, exp_avg_sq, hyper, norm=None, working=None, *,
                beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, decoupled=True, max_norm=0.0):
-    """One AdamW step on flat buffers (P,); param, exp_avg (m) and exp_avg_sq (v) are updated in place.
+    """One AdamW step on flat buffers (P,); param, exp_avg (m), exp_avg_sq (v) and working are updated in place.
 
         g = grad * min(1, max_norm / norm)              clipping, if max_norm > 0
         m = beta1 m + (1 - beta1) g                     a running mean of the gradient ...
@@ -27,7 +27,8 @@ def adamw_step(param, grad, exp_avg, exp_avg_sq, hyper, norm=None, *,
         param -= lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
 
     Dividing by 1 - beta^t undoes the bias of starting m and v at zero. decoupled=False is Adam with L2 regularisation:
-    g += weight_decay * param instead. If the norm is not finite, nothing is written.
+    g += weight_decay * param instead. If the norm is not finite, nothing is written. working: another buffer (P,),
+    which gets the new parameters rounded to its dtype: a model that computes in 16 bits learns in 32.
     Sources: Kingma & Ba 2014, algorithm 1; Loshchilov & Hutter 2017, algorithm 2.
     """
     scale = _clip(norm, max_norm)
@@ -56,18 +57,21 @@ def adamw_step(param, grad, exp_avg, exp_avg_sq, hyper, norm=None, *,
             np.divide(m, change, out=change)
             change *= step_size
             p -= change
+            if working is not None:
+                working[r] = p
 
     in_parallel(update, len(param), 13 * len(param))
 
 
-def sgd_step(param, grad, velocity, hyper, norm=None, *, momentum=0.0, nesterov=False, weight_decay=0.0, max_norm=0.0):
-    """One step of stochastic gradient descent on flat buffers (P,); param and velocity are updated in place.
+def sgd_step(param, grad, velocity, hyper, norm=None, working=None, *, momentum=0.0, nesterov=False, weight_decay=0.0,
+             max_norm=0.0):
+    """One step of stochastic gradient descent on flat buffers (P,); param, velocity and working are updated in place.
 
         g = grad * min(1, max_norm / norm) + weight_decay * param
         velocity = momentum * velocity + g              a heavy ball that keeps rolling (Polyak 1964)
         param -= lr * velocity                          nesterov: lr * (g + momentum * velocity) (Sutskever et al. 2013)
 
-    velocity is None without momentum. If the norm is not finite, nothing is written.
+    velocity is None without momentum; working: see adamw_step. If the norm is not finite, nothing is written.
     """
     scale = _clip(norm, max_norm)
     if scale is None:
@@ -81,6 +85,8 @@ def sgd_step(param, grad, velocity, hyper, norm=None, *, momentum=0.0, nesterov=
             u += g
             g = g + momentum * u if nesterov else u
         param[r] -= lr * g
+        if working is not None:
+            working[r] = param[r]
 
 
 def _clip(norm, max_norm):

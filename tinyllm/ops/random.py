@@ -5,6 +5,8 @@ An ordinary generator is a state that every draw changes, so the tenth number de
 four random words out, no state. So a thousand GPU threads can draw without talking to each other, a dropout mask can be
 drawn again instead of being stored, and NumPy and Triton get the same bits from the same counter.
 """
+import math
+
 import numpy as np
 
 M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)       # the multipliers and key increments of Philox 4x32
@@ -27,7 +29,8 @@ def philox(key, counter, rounds=10):
 def first_bits(rng, n, site):
     """One random uint32 for each of the elements 0 .. n-1. rng: (seed, step), site: which call in the step.
 
-    Element e is word e % 4 of the counter (e // 4, site, step, 0), under the key made of the seed's low and high half.
+    Element e is word e % 4 of the counter (e // 4, site, step, e // 2^34), whose words are 32 bits long, under the key
+    made of the seed's low and high half.
     The work is done piece by piece, so that it stays in the cache.
     """
     seed, step = int(rng[0]), int(rng[1])
@@ -36,7 +39,17 @@ def first_bits(rng, n, site):
         piece = bits[start:start + 16_384].reshape(-1, 4)
         quads = np.arange(start // 4, start // 4 + len(piece), dtype=np.uint64)
         zero = np.zeros_like(quads)
-        counter = (quads, zero + np.uint64(site), zero + np.uint64(step), zero)
+        counter = (quads & LOW, zero + np.uint64(site), zero + np.uint64(step), quads >> SHIFT)
         for word, column in zip(philox((seed & 0xFFFFFFFF, seed >> 32), counter), piece.T):
             column[:] = word
     return bits[:n]
+
+
+def bits_of_rows(rng, shape, site):
+    """One random uint32 for each element of an array (..., n), whose rows count as rounded up to a multiple of 4.
+
+    So every row begins with a new counter, which suits a GPU's program that works on a part of some rows.
+    """
+    *rows, n = shape or (1,)
+    padded = -(-n // 4) * 4
+    return first_bits(rng, math.prod(rows) * padded, site).reshape(*rows, padded)[..., :n].reshape(shape)

@@ -1,7 +1,7 @@
 """Choosing the next token from the model's logits."""
 import numpy as np
 
-from .random import first_bits
+from .random import bits_of_rows
 
 
 def sample(logits, rng, *, temperature=1.0, top_k=None, top_p=None, site=0):
@@ -18,7 +18,7 @@ def sample(logits, rng, *, temperature=1.0, top_k=None, top_p=None, site=0):
     if temperature == 0:
         return logits.argmax(axis=-1)
     scores = _keep_top(logits.astype(np.float32) / np.float32(temperature), top_k, top_p)
-    bits = first_bits(rng, scores.size, site).reshape(scores.shape)
+    bits = bits_of_rows(rng, scores.shape, site)
     u = ((bits >> np.uint32(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2**-23)      # exact, inside (0, 1)
     return (scores - np.log(-np.log(u))).argmax(axis=-1)
 

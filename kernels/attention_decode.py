@@ -1,0 +1,108 @@
+"""Attention for a few new tokens at the end of a long text, which is what generation does for each of them.
+
+There is one block of queries, so attention.py would give each head to one program that walks along all keys alone, and
+most of the GPU would sleep. Here the keys are split: each program meets its stretch of them, with a running m, l and
+total as in attention.py, and writes these down; a second launch merges the parts of each query,
+
+    m = max over parts of m_s,   l = sum of l_s 2^(m_s - m),   out = sum of total_s 2^(m_s - m) / l
+
+("flash-decoding", Dao et al. 2023). All query heads that read one key head share the program, so keys and values are
+read once; their queries are the rows of one tile.
+
+    q_ptr, k_ptr, v_ptr, limits_ptr, out_ptr, lse_ptr     as in attention.py
+    partial_ptr      (B, K, parts, ROWS, D + 2) float32: total, m and l of each row
+    grids            (parts, B K), and (ROWS, B K) for the merge
+"""
+
+import triton
+import triton.language as tl
+
+from . import configs, runtime
+from .attention_tiles import block_d, load_rows, scores_of, strides_of
+from .softmax import LOWEST
+
+ROWS = 16           # query heads a key head times new tokens; also the least that a tensor core takes
+SHORTEST = 128      # keys from which on splitting pays
+
+
+@triton.jit
+def attention_decode_kernel(q_ptr, k_ptr, v_ptr, limits_ptr, partial_ptr, key_heads, group, sizes, strides, numbers,
+                            ROWS: tl.constexpr, BLOCK_K: tl.constexpr, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr):
+    T, S, offset = sizes
+    batch, key_head = (tl.program_id(1) // key_heads).to(tl.int64), (tl.program_id(1) % key_heads).to(tl.int64)
+    rows, features = tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
+    queries, heads = rows % T, key_head * group + rows // T
+    places = batch * strides[0][0] + queries * strides[0][1] + heads * strides[0][2]
+    no_overhang = (rows < T * group)[:, None] & (features < HEAD_SIZE)[None, :]
+    q = tl.load(q_ptr + places[:, None] + features[None, :], mask=no_overhang, other=0.0)
+    k_ptr += batch * strides[1][0] + key_head * strides[1][2]
+    v_ptr += batch * strides[2][0] + key_head * strides[2][2]
+    start = tl.maximum(tl.load(limits_ptr + batch * 2), 0)
+    end = tl.minimum(tl.load(limits_ptr + batch * 2 + 1), S)
+    stretch = tl.cdiv(tl.cdiv(S, tl.num_programs(0)), BLOCK_K) * BLOCK_K
+    first = tl.program_id(0) * stretch
+    m = tl.zeros((ROWS,), dtype=tl.float32) + LOWEST
+    l = tl.zeros((ROWS,), dtype=tl.float32)
+    total = tl.zeros((ROWS, BLOCK_D), dtype=tl.float32)
+    for key in range(first, tl.minimum(first + stretch, end), BLOCK_K):
+        keys = key + tl.arange(0, BLOCK_K)
+        k = load_rows(k_ptr, keys, strides[1], S, HEAD_SIZE, BLOCK_D, True)
+        s = scores_of(q, k, queries[:, None], keys[None, :], start, end, None, sizes, strides[4], numbers[0], True)
+        m_new = tl.maximum(m, tl.max(s, axis=1))
+        p = tl.exp2(s - m_new[:, None])
+        shrink = tl.exp2(m - m_new)
+        l = l * shrink + tl.sum(p, axis=1)
+        v = load_rows(v_ptr, keys, strides[2], S, HEAD_SIZE, BLOCK_D, True)
+        total = tl.dot(p.to(v.dtype), v, total * shrink[:, None], input_precision="ieee")
+        m = m_new
+    partial_ptr += (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * ROWS * (HEAD_SIZE + 2)
+    partial_rows = partial_ptr + rows * (HEAD_SIZE + 2)
+    tl.store(partial_rows[:, None] + features[None, :], total, mask=(features < HEAD_SIZE)[None, :])
+    tl.store(partial_rows + HEAD_SIZE, m)
+    tl.store(partial_rows + HEAD_SIZE + 1, l)
+
+
+@triton.jit
+def merge_kernel(partial_ptr, out_ptr, lse_ptr, key_heads, group, n_parts, T, out_strides, ROWS: tl.constexpr,
+                 PARTS: tl.constexpr, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr):
+    batch, key_head = (tl.program_id(1) // key_heads).to(tl.int64), (tl.program_id(1) % key_heads).to(tl.int64)
+    row = tl.program_id(0)
+    query, head = row % T, key_head * group + row // T
+    parts, features = tl.arange(0, PARTS), tl.arange(0, BLOCK_D)
+    partial_ptr += ((tl.program_id(1).to(tl.int64) * n_parts + parts) * ROWS + row) * (HEAD_SIZE + 2)
+    m_parts = tl.load(partial_ptr + HEAD_SIZE, mask=parts < n_parts, other=LOWEST)
+    l_parts = tl.load(partial_ptr + HEAD_SIZE + 1, mask=parts < n_parts, other=0.0)
+    m = tl.max(m_parts)
+    shares = tl.exp2(m_parts - m)
+    l = tl.sum(l_parts * shares)
+    l = tl.where(l == 0.0, 1.0, l)      # no visible key at all
+    no_overhang = (parts < n_parts)[:, None] & (features < HEAD_SIZE)[None, :]
+    totals = tl.load(partial_ptr[:, None] + features[None, :], mask=no_overhang, other=0.0)
+    out = tl.sum(totals * shares[:, None], axis=0) / l
+    places = out_ptr + batch * out_strides[0] + query * out_strides[1] + head * out_strides[2] + features
+    tl.store(places, out, mask=features < HEAD_SIZE)
+    tl.store(lse_ptr + (batch * key_heads * group + head) * T + query, m + tl.log2(l))
+
+
+def forward(q, k, v, limits, out, lse, group, sizes, numbers):
+    """Fill out and lse: q (B, T, H, D) with T * group <= ROWS, k and v (B, S, K, D)."""
+    (B, T, H, D), (S, key_heads) = q.shape, k.shape[1:3]
+    config = configs.lookup("attention_decode", q.dtype, D)
+    wanted = triton.cdiv(2 * runtime.n_multiprocessors(), B * key_heads)
+    parts = max(1, min(wanted, triton.cdiv(S, config["BLOCK_K"]), 64))
+    partial = runtime.empty((B, key_heads, parts, ROWS, D + 2))
+    tiles = {"ROWS": ROWS, "HEAD_SIZE": D, "BLOCK_D": block_d(D)}
+    strides = strides_of(q, k, v, out)
+    attention_decode_kernel[(parts, B * key_heads)](q, k, v, limits, partial, key_heads, group, sizes, strides,
+                                                    numbers, **tiles, **config)
+    merge_kernel[(T * group, B * key_heads)](partial, out, lse, key_heads, group, parts, T, strides[3],
+                                             PARTS=triton.next_power_of_2(parts), **tiles)
+
+
+def kv_append(k_cache, v_cache, k, v, *, position):
+    """Write new keys and values into the cache, IN PLACE, behind the `position` that it holds already.
+
+    k_cache, v_cache (B, S, K, D); k, v (B, T, K, D) with position + T <= S. A copy, so torch does it.
+    """
+    k_cache[:, position:position + k.shape[1]] = k
+    v_cache[:, position:position + v.shape[1]] = v

@@ -1,0 +1,127 @@
+"""Choosing the next token: temperature, top-k, top-p and the draw, one program for each text.
+
+    token = argmax over the kept v of  z_v / temperature + gumbel_v,   gumbel = -log(-log u)
+
+Twin: tinyllm/ops/sample.py, which draws the same u for the same (seed, step, row, token), and so the same token.
+
+Sorting 50,000 logits to keep the best k is a lot of work; what is needed is only the score of the k-th. That is found
+by bisection on its bits: floats, once the bits of negative ones are flipped, order like integers, so 32 questions "how
+many tokens are better than this?" pin it down exactly. Top-p asks for the probability of the better tokens instead of
+their number. Of the tokens that have exactly this score, the first ones are kept, as many as still fit.
+
+    logits_ptr     (B, V) with rows `stride` apart; a row is read once for each question, from the L2 cache
+    rng_ptr        (2,) seed and step, or None: the largest logit wins
+    out_ptr        (B,) int64
+    top_k          0: all.  top_p: 1 or more: all
+    grid           (B,)
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from . import runtime
+from .random import random_bits
+
+BLOCK = 4096
+
+
+@triton.jit
+def scores_and_keys(logits_ptr, tokens, n_vocabulary, temperature):
+    """Scores, and integers of the same order: for negative floats more bits mean smaller, so their bits are flipped."""
+    scores = tl.load(logits_ptr + tokens, mask=tokens < n_vocabulary, other=float("-inf")).to(tl.float32) / temperature
+    bits = scores.to(tl.int32, bitcast=True)
+    return scores, tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
+
+
+@triton.jit
+def weigh_above(logits_ptr, n_vocabulary, temperature, top, key, MASS: tl.constexpr, BLOCK: tl.constexpr):
+    """How many tokens have larger keys; MASS: how much e^(score - top) they have together."""
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    for first in range(0, n_vocabulary, BLOCK):
+        scores, keys = scores_and_keys(logits_ptr, first + tl.arange(0, BLOCK), n_vocabulary, temperature)
+        weights = tl.exp(scores - top) if MASS else 1.0
+        total += tl.where(keys > key, weights, 0.0)
+    return tl.sum(total, axis=0)
+
+
+@triton.jit
+def threshold(logits_ptr, n_vocabulary, temperature, top, low, high, budget, MASS: tl.constexpr, BLOCK: tl.constexpr):
+    """The smallest key, from low to high, of which the tokens above weigh less than the budget; and what they weigh."""
+    while low < high:
+        middle = (low + high) >> 1
+        enough = weigh_above(logits_ptr, n_vocabulary, temperature, top, middle, MASS, BLOCK) < budget
+        high = tl.where(enough, middle, high)
+        low = tl.where(enough, low, middle + 1)
+    return high, weigh_above(logits_ptr, n_vocabulary, temperature, top, high, MASS, BLOCK)
+
+
+@triton.jit
+def sample_kernel(logits_ptr, stride, rng_ptr, out_ptr, n_vocabulary, site, temperature, top_k, top_p,
+                  BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    logits_ptr += row * stride
+    top = tl.zeros((BLOCK,), dtype=tl.float32) + float("-inf")
+    high = tl.zeros((BLOCK,), dtype=tl.int64) - 2**31
+    low = tl.zeros((BLOCK,), dtype=tl.int64) + 2**31
+    for first in range(0, n_vocabulary, BLOCK):
+        tokens = first + tl.arange(0, BLOCK)
+        scores, keys = scores_and_keys(logits_ptr, tokens, n_vocabulary, temperature)
+        top, high = tl.maximum(top, scores), tl.maximum(high, keys)
+        low = tl.where(tokens < n_vocabulary, tl.minimum(low, keys), low)
+    top, high, low = tl.max(top, axis=0), tl.max(high, axis=0), tl.min(low, axis=0)
+
+    key, equals = low - 1, 0.0              # what is kept: keys above `key`, and the first `equals` tokens of this key
+    if rng_ptr is not None:
+        if top_k < n_vocabulary:
+            key, above = threshold(logits_ptr, n_vocabulary, temperature, top, low, high, top_k, False, BLOCK)
+            equals = top_k - above
+        if top_p < 1.0:
+            kept_mass = weigh_above(logits_ptr, n_vocabulary, temperature, top, key, True, BLOCK)
+            kept_mass += equals * tl.exp(score_of(tl.maximum(key, low)) - top)      # 0 equals if nothing was cut
+            budget = top_p * kept_mass
+            nucleus, above = threshold(logits_ptr, n_vocabulary, temperature, top, tl.maximum(key, low), high, budget,
+                                       True, BLOCK)
+            fitting = tl.ceil((budget - above) / tl.exp(score_of(nucleus) - top))
+            equals = tl.where(nucleus == key, tl.minimum(equals, fitting), fitting)
+            key = nucleus
+
+    best, token, seen = float("-inf"), 0, 0.0
+    for first in range(0, n_vocabulary, BLOCK):
+        tokens = first + tl.arange(0, BLOCK)
+        scores, keys = scores_and_keys(logits_ptr, tokens, n_vocabulary, temperature)
+        if rng_ptr is not None:
+            is_equal = tl.where(keys == key, 1.0, 0.0)
+            rank = seen + tl.cumsum(is_equal, axis=0) - is_equal
+            kept = (keys > key) | ((keys == key) & (rank < equals))
+            seen += tl.sum(is_equal, axis=0)
+            # token v of row b is element b V' + v, V' being V rounded up to a multiple of 4
+            quads = row * tl.cdiv(n_vocabulary, 4) + first // 4 + tl.arange(0, BLOCK // 4)
+            bits = random_bits(rng_ptr, site, quads) >> 9
+            u = (bits.to(tl.float32) + 0.5) * 1.1920928955078125e-07        # 2^-23: exact, and inside (0, 1)
+            scores = tl.where(kept, scores - tl.log(-tl.log(u)), float("-inf"))
+        value, place = tl.max(scores, axis=0, return_indices=True)
+        token = tl.where(value > best, first + place, token)                # the first one of equals
+        best = tl.maximum(best, value)
+    tl.store(out_ptr + row, token.to(tl.int64))
+
+
+@triton.jit
+def score_of(key):
+    """The score that has this key."""
+    bits = tl.where(key < 0, key ^ 0x7FFFFFFF, key).to(tl.int32)
+    return bits.to(tl.float32, bitcast=True)
+
+
+def sample(logits, rng, *, temperature=1.0, top_k=None, top_p=None, site=0):
+    """One token for each row, drawn from softmax(logits / temperature) among the top_k / top_p most likely ones.
+
+    logits (B, V), rng (2,) int64 on the device or a NumPy array -> (B,) int64. temperature 0: the most likely token.
+    """
+    logits = logits if logits.stride(-1) == 1 else runtime.contiguous(logits)
+    (B, V), out = logits.shape, runtime.empty((logits.shape[0],), torch.int64)
+    rng = rng if torch.is_tensor(rng) else runtime.from_numpy(rng, "int64")
+    sample_kernel[(B,)](logits, logits.stride(0), None if temperature == 0 else rng, out, V, site,
+                        float(temperature or 1.0), float(min(top_k or V, V)), float(top_p or 1.0),
+                        BLOCK=min(BLOCK, max(16, triton.next_power_of_2(V))), num_warps=8)
+    return out

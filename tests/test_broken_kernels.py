@@ -1,0 +1,165 @@
+"""Broken kernels: one line of a kernel changed, as a slip would change it. Each must turn a check of this suite red."""
+
+import importlib
+import inspect
+import linecache
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the kernels' arrays are torch tensors: pip install tinyllm[triton]")
+pytest.importorskip("triton", reason="Triton exists for Linux only: pip install tinyllm[triton]")
+
+import test_agreement  # noqa: E402
+import test_kernels  # noqa: E402
+from agreement import check_kernels, small_tiles  # noqa: E402
+from strategies import MAKERS  # noqa: E402
+
+FILES = [importlib.import_module("tinyllm.kernels." + name) for name in (
+    "activation attention attention_decode attention_gradients attention_tiles dropout elementwise embedding linear "
+    "loss map matmul matmul_tma norm optim random reduce rope sample softmax").split()]
+
+
+def agrees(op, dtype="float32", **sizes):
+    def check(monkeypatch):
+        with small_tiles():
+            check_kernels(op, MAKERS[op](**sizes), dtype)
+    return check
+
+
+def passes(test, *args):
+    """A test of another file, with a monkeypatch of its own if it takes one."""
+    takes_patch = "monkeypatch" in inspect.signature(test).parameters
+    return lambda monkeypatch: test(*args, **({"monkeypatch": monkeypatch} if takes_patch else {}))
+
+
+def uniform(monkeypatch):
+    """Attention that takes the mean of 4,000 equal values: a sum that is rounded on the way stops growing."""
+    q, k, v = np.zeros((1, 1, 1, 4)), np.ones((1, 4000, 1, 4)), np.full((1, 4000, 1, 4), 0.703125)
+    monkeypatch.setattr("tinyllm.kernels.attention_decode.ROWS", 0)
+    with small_tiles():
+        check_kernels("attention", ((q, k, v), {}), "bfloat16")
+
+
+def long_columns(monkeypatch):
+    monkeypatch.setattr("tinyllm.kernels.reduce.TILE", 8)
+    monkeypatch.setattr("tinyllm.kernels.reduce.LONG", 2048)
+    check_kernels("sum", MAKERS["sum"](shape=(1024, 3), axis=0), "bfloat16")
+
+
+HOPPER = passes(test_agreement.test_the_kernels_for_hopper, "linear", dict(rows=(256,), n_in=136, n_out=384), 4)
+SEVERAL_BLOCKS = passes(test_agreement.test_a_program_walks_over_several_blocks_of_rows, "float32")
+PEAKS = passes(test_agreement.test_peaked_logits_keep_their_gradient)
+HEADS = dict(B=2, H=1, T=18, D=4, causal=True)
+MISTAKES = [    # what went wrong, kernel or helper, old, new, the check that sees it
+    ("a missing mask", "map_kernel", "results, mask=no_overhang", "results", agrees("exp", shape=(2, 3))),
+    ("swapped strides", "map_kernel", "first * strides[i][0] + second * strides[i][1]",
+     "first * strides[i][1] + second * strides[i][0]", agrees("mul", shapes=((2, 1, 4, 1), (3, 1, 5)))),
+    ("a forgotten factor", "erf_slope", "1.1283791670955126 * ", "", agrees("erf")),
+    ("a tie that the first one wins", "maximum_slopes", "tl.where(a == b, 0.5, 0.0)", "0.0",
+     lambda monkeypatch: check_kernels("maximum", ((np.ones(3), np.ones(3)), {}))),
+    ("sums in bfloat16", "reduce_columns_kernel", "total + x", "(total + x).to(tl.bfloat16)", long_columns),
+    ("the factor of a mean twice", "reduce_rows_kernel", "* factor", "* factor * factor", agrees("mean", axis=-1)),
+    ("lost additions", "embedding_backward_kernel",
+     "tl.atomic_add(dweight_ptr + places, dout.to(tl.float32), mask=known, sem=\"relaxed\")",
+     "tl.store(dweight_ptr + places, dout.to(tl.float32), mask=known)", agrees("embedding")),
+    ("a row's overhang in its variance", "layer_norm_forward_kernel", "tl.where(no_overhang, x - mean[:, None], 0.0)",
+     "x - mean[:, None]", agrees("layer_norm")),
+    ("a dropped term", "layer_norm_backward_kernel", "g - mean_g[:, None] - xhat", "g - xhat", agrees("layer_norm")),
+    ("partial sums on top of each other", "layer_norm_backward_kernel", "tl.program_id(0) * 2 * n_columns",
+     "tl.program_id(0) * n_columns", SEVERAL_BLOCKS),
+    ("the stream's own gradient forgotten", "layer_norm_backward_kernel", "dx += tl.load(dtotal_ptr",
+     "dx += 0 * tl.load(dtotal_ptr", agrees("add_layer_norm")),
+    ("a dropped term", "rms_norm_backward_kernel", "(g - xhat * mean_g_xhat[:, None])", "g", agrees("rms_norm")),
+    ("a sum that is not scaled down", "softmax_kernel", "l * tl.exp(m - m_new)", "l",
+     agrees("softmax", channels=2049, size=3.0)),
+    ("a probability rounded before 1 is subtracted", "cross_entropy_kernel", "tl.exp(target_logit - m) * share - floor",
+     "(tl.exp(target_logit - m) * share).to(tl.bfloat16) - floor", PEAKS),
+    ("a probability rounded before 1 is subtracted", "gradient_of", "tl.exp(z - m) / l - smoothing",
+     "(tl.exp(z - m) / l).to(tl.bfloat16) - smoothing", PEAKS),
+    ("dead columns that count", "cross_entropy_kernel", "tl.where(no_dead_column, last, float(\"-inf\"))", "last",
+     agrees("linear_cross_entropy", "bfloat16")),
+    ("dead columns that count", "naive_cross_entropy_kernel", "z = tl.where(no_dead_column, z, LOWEST)", "z = z",
+     agrees("linear_cross_entropy")),
+    ("ignored rows in the mean", "mean_or_sum_kernel", "(targets != ignore_index).to(tl.int32)",
+     "(rows < n_rows).to(tl.int32)", agrees("cross_entropy")),
+    ("missing masks along the inner axis", "matmul_kernel",
+     "a_ptrs, mask=(ks < K - first)[None, :], other=0.0)\n        b = tl.load(b_ptrs, mask=(ks < b_rows - first)",
+     "a_ptrs)\n        b = tl.load(b_ptrs, mask=(ks < b_rows + BLOCK_K)", agrees("linear", rows=(3,), n_in=33)),
+    ("an int32 offset", "matmul_kernel", "(rows % M).to(tl.int64)", "(rows % M)",
+     passes(test_kernels.test_a_product_past_2_31)),
+    ("an int32 offset", "naive_cross_entropy_kernel", "rows[:, None].to(tl.int64) * stride", "rows[:, None] * stride",
+     passes(test_kernels.test_cross_entropy_past_2_31)),
+    ("a forgotten activation", "matmul_kernel", "total = gelu_tanh(total)", "total = total", agrees("linear_gelu")),
+    ("no slope", "matmul_kernel", "total *= gelu_tanh_slope", "total += 0 * gelu_tanh_slope", agrees("mlp")),
+    ("a low last group of tiles", "tile_of", "tl.minimum(n_rows - first_row, GROUP_M)", "GROUP_M",
+     agrees("linear", rows=(65,), n_in=4, n_out=65)),
+    ("parts of a sum in one place", "matmul_tma_kernel", "finish(left, bias_ptr, pre_desc, out_desc, part * M + row",
+     "finish(left, bias_ptr, pre_desc, out_desc, row", HOPPER),
+    ("an operand that is not turned", "matmul_tma_kernel", "b_desc.load([column, k]).T", "b_desc.load([k, column]).T",
+     HOPPER),
+    ("a sum that is not scaled down", "attend", "total * shrink[:, None]", "total", agrees("attention", **HEADS)),
+    ("bfloat16 accumulators", "attend", "m = m_new", "total, m = total.to(tl.bfloat16).to(tl.float32), m_new", uniform),
+    ("a causal mask that is one off", "scores_of", "keys <= queries + offset", "keys <= queries + offset + 1",
+     agrees("attention", **HEADS)),
+    ("a part without mask that is too long", "unmasked_keys", "seen_by_all // BLOCK_K", "tl.cdiv(seen_by_all, BLOCK_K)",
+     agrees("attention", **HEADS)),
+    ("padding that is seen", "scores_of", "(keys >= start) & (keys < end)", "(keys >= start)",
+     agrees("attention", **HEADS, keys="both")),
+    ("a dropped term", "probabilities_and_ds", "dp - delta", "dp", agrees("attention", **HEADS)),
+    ("dropout in one direction", "probabilities_and_ds", 'input_precision="ieee") * r', 'input_precision="ieee")',
+     agrees("attention", **HEADS, dropout=0.4)),
+    ("only the first head of a group", "attention_dkdv_kernel", "range(0, group)", "range(0, 1)",
+     agrees("attention", **HEADS, groups=2)),
+    ("a bias that nobody shares", "attention_dbias_kernel", "total += ds", "total = ds",
+     agrees("attention", **HEADS, bias=(False, True))),
+    ("parts that weigh the same", "merge_kernel", "totals * shares[:, None]", "totals",
+     agrees("attention", B=1, H=1, T=1, S=131, D=4, size=2.0)),
+    ("the same random numbers for all keys", "survivors_of", "first_key // 4 + ", "",
+     agrees("attention", **HEADS, dropout=0.4)),
+    ("words in another order", "random_bits", "tl.interleave(a, c), tl.interleave(b, d)",
+     "tl.interleave(a, b), tl.interleave(c, d)", passes(test_kernels.test_random_bits, 5, 1, 1)),
+    ("another turn back", "rope_kernel", "other=0.0).to(tl.float32)[None, :] * direction",
+     "other=0.0).to(tl.float32)[None, :]", agrees("rope")),
+    ("no correction of the bias", "adamw_kernel", "v / one_minus_exp(step * log_beta2)", "v",
+     passes(test_kernels.test_optimizer_steps, "adamw_step", {}, 5)),
+    ("no clipping", "clip", "tl.minimum(1.0, max_norm / (norm + 1e-6))", "1.0",
+     passes(test_kernels.test_optimizer_steps, "sgd_step", dict(max_norm=1.0), 5)),
+    ("too many of the equals", "sample_kernel", "equals = top_k - above", "equals = top_k",
+     passes(test_kernels.test_draws_among_equals)),
+    ("all of the equals", "sample_kernel", "(rank < equals)", "(rank < rank + 1)",
+     passes(test_kernels.test_draws_among_equals)),
+]
+
+
+def patched(monkeypatch, name, old, new):
+    """Replace a jitted function, wherever a file of kernels uses it, by its source with one change."""
+    function = next(getattr(file, name) for file in FILES if hasattr(file, name))
+    source = textwrap.dedent(inspect.getsource(function.fn))
+    assert source.count(old) == 1, f"{name} contains {old!r} {source.count(old)} times"
+    broken, filename = source.replace(old, new), f"<broken {name}>"
+    linecache.cache[filename] = len(broken), None, broken.splitlines(True), filename
+    namespace = dict(vars(sys.modules[function.fn.__module__]))
+    exec(compile(broken, filename, "exec"), namespace)
+    for file in FILES:
+        if getattr(file, name, None) is function:
+            monkeypatch.setattr(file, name, namespace[name])
+
+
+@pytest.mark.parametrize("what, name, old, new, check", MISTAKES, ids=[f"{m[0]}: {m[1]}" for m in MISTAKES])
+def test_a_broken_kernel_turns_the_check_red(what, name, old, new, check, monkeypatch):
+    with pytest.MonkeyPatch.context() as patch:
+        check(patch)
+    patched(monkeypatch, name, old, new)
+    with pytest.raises(AssertionError), pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
+        check(patch)
+
+
+def test_the_list_covers_every_file_that_computes():
+    """elementwise.py and activation.py have functions of one line; the list has two of the former, and their users."""
+    files = {file.__name__ for file in FILES}
+    own = {sys.modules[vars(file)[name].fn.__module__].__name__
+           for file in FILES for _, name, *_ in MISTAKES if name in vars(file)}
+    assert files - own == {f"tinyllm.kernels.{name}" for name in ("activation", "linear", "dropout")}
