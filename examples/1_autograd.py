@@ -5,11 +5,13 @@
 Writes runs/autograd.png (with Graphviz or matplotlib) and runs/autograd.dot,
 which GitHub and any Graphviz viewer can show.
 """
+import argparse
 from pathlib import Path
 
 import tinyllm
 from tinyllm import Tensor
 
+argparse.ArgumentParser(description="Autograd on a graph small enough to check by hand; takes no options.").parse_args()
 print("A tensor remembers how it was made. Here a is used twice, once inside b and once beside it (a diamond).")
 print("This takes a second and ends with a picture.\n")
 

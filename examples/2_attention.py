@@ -9,6 +9,8 @@ it sees which letter stands where but not what stood before it. Two layers can: 
 its right-hand neighbour, the second one looks for the place whose left-hand neighbour is the present letter. The pair
 is called an induction head (Olsson et al. 2022, "In-context learning and induction heads"). Writes runs/attention.png.
 """
+import argparse
+import sys
 from pathlib import Path
 
 import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
@@ -68,21 +70,25 @@ def picture(weights, text, path):
     panels = figure.subplots(len(weights), heads, squeeze=False)
     for layer, row in enumerate(panels):
         for head, axes in enumerate(row):
-            axes.imshow(weights[layer][head], cmap="viridis", vmin=0, vmax=1)
+            image = axes.imshow(weights[layer][head], cmap="viridis", vmin=0, vmax=1)
             axes.set(title=f"layer {layer + 1}, head {head + 1}", xlabel="looks at", ylabel="position",
                      xticks=range(len(text)), yticks=range(len(text)), xticklabels=text, yticklabels=text)
             axes.tick_params(labelsize=7)
+    figure.colorbar(image, ax=panels, label="attention weight", shrink=0.5)
     figure.savefig(path, dpi=110)
 
 
 def main():
+    parser = argparse.ArgumentParser(description="Train two layers to repeat letters, and see where they look.")
+    parser.add_argument("--seed", type=int, default=1, help="of the weights and the letters (default: %(default)s)")
+    seed = parser.parse_args().seed
     print(f"Training a GPT of two layers to repeat random letters: {STEPS:,} steps, half a minute.")
     print(f"Guessing gives a loss of ln {LETTERS} = {np.log(LETTERS):.2f}. The loss stays on a plateau, falls "
           "steeply when the two layers\nbegin to work together, and ends near 0.\n")
-    tinyllm.manual_seed(1)
+    tinyllm.manual_seed(seed)
     model = tinyllm.GPT(tinyllm.GPTConfig(vocab_size=LETTERS, n_positions=LENGTH, n_embd=64, n_layer=2, n_head=2,
                                           embd_pdrop=0, attn_pdrop=0, resid_pdrop=0))
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seed)
     train(model, rng)
 
     texts, (n, *_) = batch(rng, 1)
@@ -112,4 +118,9 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

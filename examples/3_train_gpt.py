@@ -4,101 +4,156 @@
     python examples/3_train_gpt.py --text FILE [FILE ...]   your own text, UTF-8
     python examples/3_train_gpt.py --tokenizer bpe          tokens of several letters instead of single ones
     python examples/3_train_gpt.py --resume                 go on where it was interrupted (Ctrl-C saves)
+    python examples/3_train_gpt.py --backend triton         the same with Triton kernels, on a GPU (--dtype bfloat16)
+
+Without a GPU, the kernels run in Triton's interpreter, about a second per step for a very small model:
+
+    TRITON_INTERPRET=1 python examples/3_train_gpt.py --backend triton --preset nano --batch-size 4 --steps 100 \\
+        --eval-windows 100 --sample-tokens 0 --out runs/nano
 
 The recipe is nanoGPT's for a small computer: 4 layers, 4 heads, width 128, context 64, 12 windows a step, 2,000 steps
-of AdamW. Everything it writes lies in one folder (--out): checkpoints, log.jsonl, loss.png.
+of AdamW. Everything it writes lies in one folder (--out): checkpoints, log.jsonl, loss.png, and arguments.json, from
+which --resume takes what you do not repeat.
 """
 import argparse
+import json
 import sys
+from pathlib import Path
 
 import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
 import numpy as np
-from tinyllm import checkpoint, text, train
+from tinyllm import backend, checkpoint, metrics, text, train
 from tinyllm.models.gpt import PRESETS
+
+TRAINING = {
+    "steps": "how often the weights are changed", "batch_size": "windows of text per step",
+    "grad_accum": "batches per step, one after another: a large batch in little memory",
+    "lr": "the peak learning rate", "min_lr": "the last learning rate", "warmup": "steps until the peak",
+    "schedule": f"how the learning rate falls: {', '.join(train.SCHEDULES)}", "weight_decay": "of the matrices",
+    "clip": "the largest norm of the gradient; 0: any", "log_every": "steps between two lines of the log",
+    "eval_every": "steps between two evaluations", "save_every": "steps between two checkpoints",
+    "eval_windows": "how many windows of the validation text to evaluate; 0: all of it",
+    "sample_tokens": "length of the sample at each evaluation; 0: none",
+    "seed": "of the weights, the data, the dropout",
+}
 
 
 def arguments():
     parser = argparse.ArgumentParser(description="Train a GPT.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--text", nargs="+", metavar="FILE", help="UTF-8 text to learn from (default: Python's own)")
-    parser.add_argument("--tokenizer", choices=["char", "bpe"], default="char")
+    parser.add_argument("--tokenizer", choices=["char", "bpe"], default="char", help="a token: a letter, or a piece")
     parser.add_argument("--vocab-size", type=int, default=1024, help="for --tokenizer bpe")
     parser.add_argument("--preset", choices=list(PRESETS), default="tiny", help="the model's shape")
     parser.add_argument("--context", type=int, help="tokens it sees at once (default: the preset's)")
     parser.add_argument("--bias", action="store_true", help="with biases, like GPT-2")
+    parser.add_argument("--backend", choices=["numpy", "triton"], default="numpy", help="which path computes")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32",
+                        help="of the weights and activations; the 16-bit ones with --backend triton only")
+    parser.add_argument("--deterministic", action="store_true", help="on a GPU: the same bits in every run, slower")
     parser.add_argument("--out", default="runs/gpt", help="folder for everything that is written")
     parser.add_argument("--resume", nargs="?", const="latest", metavar="CHECKPOINT",
                         help="continue from a checkpoint (default: the newest in --out)")
-    for name, default in vars(train.TrainConfig()).items():
-        if isinstance(default, (int, float)):
-            parser.add_argument("--" + name.replace("_", "-"), type=type(default), default=default, help=" ")
-    return parser.parse_args()
+    for name, meaning in TRAINING.items():
+        default = getattr(train.TrainConfig, name)
+        parser.add_argument("--" + name.replace("_", "-"), type=type(default), default=default, help=meaning)
+    args = parser.parse_args()
+    if not args.resume:
+        return args
+    newest = checkpoint.latest(args.out) if args.resume == "latest" else Path(args.resume)
+    if newest is None:
+        sys.exit(f"error: there is no checkpoint in {args.out} to resume from; run without --resume first.")
+    earlier = newest.parent / "arguments.json"
+    if earlier.exists():
+        parser.set_defaults(**json.loads(earlier.read_text(encoding="utf-8")))
+    args = parser.parse_args()
+    args.resume = newest
+    return args
 
 
 def main():
     args = arguments()
-    settings = {k: v for k, v in vars(args).items() if k in vars(train.TrainConfig())}
-    config = train.TrainConfig(**settings)
-    if args.resume == "latest":
-        args.resume = checkpoint.latest(args.out)
-        if args.resume is None:
-            sys.exit(f"There is no checkpoint in {args.out} to resume from; run without --resume first.")
-    elif not args.resume and checkpoint.latest(args.out):
-        sys.exit(f"{args.out} holds an earlier run; give --resume to go on with it, or another folder with --out.")
-
+    config = train.TrainConfig(**{name: getattr(args, name) for name in TRAINING})
     corpus = text.clean(text.read_text(*args.text), fold=False) if args.text else text.default_corpus()
-    print(f"Text: {text.describe(corpus)}" + ("" if args.text else " (the pages behind Python's help())"))
-    if args.tokenizer == "char":
-        tokenizer = text.CharTokenizer.train(corpus)
-    else:
-        print(f"Learning {args.vocab_size:,} tokens from it by byte-pair encoding ...")
-        tokenizer = text.BPETokenizer.train(corpus, args.vocab_size)
-    tokens = np.array(tokenizer.encode(corpus))
-
-    tinyllm.manual_seed(config.seed)
-    changes = {"n_positions": args.context} if args.context else {}
-    model = tinyllm.GPT(tinyllm.GPTConfig.preset(args.preset, vocab_size=tokenizer.vocab_size, bias=args.bias,
-                                                 **changes))
+    print(f"Text, cleaned: {text.describe(corpus)}" + ("" if args.text else " (the pages behind Python's help())"))
+    tokenizer = make_tokenizer(args, corpus)
+    train_tokens, val_tokens = text.split(np.array(tokenizer.encode(corpus)), 0.1)
+    model = make_model(args, tokenizer)
     context = model.config.n_positions
-    if len(text.split(tokens, 0.1)[0]) <= context or len(text.split(tokens, 0.1)[1]) < 2:
-        sys.exit(f"error: the text has {len(tokens)} tokens, too few to train on nine tenths of it with a context of "
-                 f"{context}; give more text, or a smaller --context.")
-    train_data, val_data = (text.TokenDataset(part, context) for part in text.split(tokens, 0.1))
+    if len(train_tokens) <= context or len(val_tokens) < 2:
+        raise ValueError(f"the text has {len(train_tokens) + len(val_tokens)} tokens, too few to train on nine tenths "
+                         f"of it with a context of {context}; give more text, or a smaller --context.")
+    train_data, val_data = (text.TokenDataset(part, context) for part in (train_tokens, val_tokens))
 
+    tokens = config.steps * config.batch_size * config.grad_accum * context
     print(f"Model: {model.num_parameters():,} parameters, a vocabulary of {tokenizer.vocab_size:,}, "
           f"{context} tokens at once.")
-    print(
-        f"Job: {config.steps:,} steps of {config.batch_size * config.grad_accum} x {context} tokens, "
-        f"{model.flops_per_token(context) * context * config.batch_size * config.grad_accum * config.steps / 1e12:.1f}"
-        " trillion floating-point operations; the bar below tells the time left.")
+    print(f"Job: {config.steps:,} steps of {config.batch_size * config.grad_accum} x {context} tokens, "
+          f"{model.flops_per_token(context) * tokens / 1e12:.1f} trillion floating-point operations; the bar below "
+          "tells the time left.")
     print(f"Expect: the loss starts near ln {tokenizer.vocab_size} = {np.log(tokenizer.vocab_size):.2f}, where "
-          f"every token is equally likely{EXPECTED if not args.text and not changed(config, args) else ''}.\n")
-    try:
-        loss = train.train(model, train_data, val_data, config, args.out, tokenizer, args.resume)
-    except (ValueError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
-    if loss is not None:
-        per_byte = tinyllm.metrics.bits_per_byte(loss, *val_size(tokens, tokenizer))
-        print(f"Validation loss {loss:.4f} nats per token, which is {per_byte:.3f} bits per byte of text.")
-    print(f"The curve is {args.out}/loss.png. To write with the model: python examples/5_sample.py {args.out}")
+          f"every token is equally likely{expectation(args, config)}.\n")
+    if not args.resume and not checkpoint.latest(args.out):
+        Path(args.out).mkdir(parents=True, exist_ok=True)
+        kept = {name: value for name, value in vars(args).items() if name not in ("out", "resume")}
+        (Path(args.out) / "arguments.json").write_text(json.dumps(kept, indent=2), encoding="utf-8")
+    loss = train.train(model, train_data, val_data, config, args.out, tokenizer, args.resume)
+    report(model, val_data, tokenizer, loss, config)
+    if (Path(args.out) / "loss.png").exists():
+        print(f"The curve is {args.out}/loss.png.")
+    print(f"To write with the model: python examples/5_sample.py {args.out}")
 
 
-EXPECTED = ", and ends at about 1.42 on text the model has not seen, in 3 to 4 minutes on two cores"
+def make_tokenizer(args, corpus):
+    """The tokenizer of the run to be resumed, or a new one."""
+    if args.resume:
+        return text.load_tokenizer(args.resume)
+    if args.tokenizer == "char":
+        return text.CharTokenizer.train(corpus)
+    print(f"Learning {args.vocab_size:,} tokens from it by byte-pair encoding ...")
+    return text.BPETokenizer.train(corpus, args.vocab_size)
 
 
-def changed(config, args):
-    """Whether anything differs from the defaults, so that the expectation above does not apply."""
-    return (config != train.TrainConfig() or args.tokenizer != "char" or args.preset != "tiny"
-            or args.context or args.bias)
+def make_model(args, tokenizer):
+    """A GPT with fresh weights, where it shall run."""
+    tinyllm.manual_seed(args.seed)
+    changes = {} if args.context is None else {"n_positions": args.context}
+    config = tinyllm.GPTConfig.preset(args.preset, vocab_size=tokenizer.vocab_size, bias=args.bias, **changes)
+    if args.backend == "numpy" and args.dtype != "float32":
+        raise ValueError(f"--dtype {args.dtype}: NumPy trains in float32; add --backend triton")
+    if args.deterministic and args.backend == "triton":     # NumPy always is
+        backend.use_deterministic_algorithms()
+    return tinyllm.GPT(config).to(args.backend, args.dtype)
 
 
-def val_size(tokens, tokenizer):
-    """How many tokens of the validation part are predicted, and how many bytes of text they stand for."""
-    predicted = text.split(tokens, 0.1)[1][1:]
-    return len(predicted), len(tokenizer.decode(predicted.tolist()).encode("utf-8"))
+def expectation(args, config):
+    """What a run with the default settings comes to."""
+    defaults = (config == train.TrainConfig() and args.tokenizer == "char" and args.preset == "tiny"
+                and not (args.text or args.context or args.bias) and args.backend == "numpy")
+    return ", and ends at about 1.42 on text the model has not seen, in 3 to 4 minutes on two cores" if defaults else ""
+
+
+def report(model, val_data, tokenizer, loss, config):
+    """The loss in other units, and how often the likeliest token is the one that comes (in the windows evaluated)."""
+    targets = val_data.tokens[1:]
+    written = tokenizer.decode(targets.tolist())
+    right = seen = 0
+    model.eval()
+    with tinyllm.no_grad():
+        for n, (ids, wanted) in enumerate(val_data.windows(config.batch_size)):
+            right += metrics.accuracy(model(ids).numpy().argmax(-1), wanted) * wanted.size
+            seen += wanted.size
+            if config.eval_windows and (n + 1) * config.batch_size >= config.eval_windows:
+                break
+    print(f"Validation loss {loss:.4f} nats per token: "
+          f"{metrics.bits_per_character(loss, len(targets), len(written)):.3f} bits per character, "
+          f"{metrics.bits_per_byte(loss, len(targets), len(written.encode('utf-8'))):.3f} per byte of text. "
+          f"The likeliest token is right {right / seen:.1%} of the time.")
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)       # what shells expect of a program that Ctrl-C ended; train() has saved and said so

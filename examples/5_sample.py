@@ -23,19 +23,29 @@ def main():
     parser.add_argument("--top-k", type=int, default=50, help="choose among so many, 0: all (default: %(default)s)")
     parser.add_argument("--top-p", type=float, default=1.0,
                         help="choose among those with this probability in sum, 1: all")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="another number, another text (default: %(default)s)")
     parser.add_argument("--copies", type=int, default=1, help="several texts at once, printed one after another")
+    parser.add_argument("--backend", choices=["numpy", "triton"], default="numpy", help="which path computes")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32",
+                        help="16-bit weights with --backend triton only")
     parser.add_argument("--stop", help="end a text at this character or token")
     args = parser.parse_args()
+    if args.backend == "numpy" and args.dtype != "float32":
+        raise ValueError(f"--dtype {args.dtype}: NumPy computes in float32; add --backend triton")
 
     model, tokenizer = checkpoint.load_model(args.folder)
+    if tokenizer is None:
+        raise ValueError(f"{args.folder} was saved without a tokenizer, so nobody knows what its tokens mean; pass "
+                         "the tokenizer to train()")
+    model.to(args.backend, args.dtype)
     prompt = tokenizer.encode(args.prompt)
     stop = tokenizer.encode(args.stop)[-1:] if args.stop else ()
     print(f"{model.num_parameters():,} parameters; writing {args.tokens} tokens, a few seconds on a laptop.\n",
           file=sys.stderr)
 
     start, new, shown = time.perf_counter(), [], 0
-    print(args.prompt, end="", flush=True)
+    if args.copies == 1:
+        print(args.prompt, end="", flush=True)
     for tokens in tinyllm.stream(model, prompt, args.tokens, temperature=args.temperature, top_k=args.top_k,
                                  top_p=args.top_p, seed=args.seed, num_return_sequences=args.copies, stop_tokens=stop):
         new.append(tokens)
@@ -54,7 +64,8 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print()
+        sys.exit(130)

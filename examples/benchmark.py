@@ -1,236 +1,110 @@
-"""How fast is it? The engine against the same model in torch, in one run on one machine.
+"""How fast is it? The engine against torch, in one run on one machine.
 
-    python examples/benchmark.py cpu                    both training sizes and decoding, about five minutes
-    python examples/benchmark.py cpu --jobs C1 --threads 1
+    python examples/benchmark.py cpu            two training steps and decoding in NumPy; about five minutes
+    python examples/benchmark.py gpu            training steps and every kernel, in Triton; five minutes (--seconds)
+    python examples/benchmark.py gpu --smoke    the same at tiny sizes, also without a GPU: do all jobs run and agree?
+    python examples/benchmark.py cpu --jobs C1 --threads 1          some of it; also gpu --jobs linear attention
 
-A time says little: it belongs to one machine and one moment. What travels is the ratio, taken fairly:
-- each side runs in a process of its own, and only one of them works at a time, taking turns A B A B ... In one process
-  the thread pools of NumPy's BLAS and of torch would both wait in a busy loop and steal each other's cores;
-- both get the same number of threads, the same weights, and the same batches;
-- per turn the median step counts; per pair of turns their ratio; the table gives the median of
-  the ratios and their spread.
+A time says little: it belongs to one machine and one moment. What travels is the ratio to what a user would pick
+instead, both sides taking turns in the same run; and for a kernel the share of what the machine can do at all. How each
+side measures stands in benchmark_cpu.py and benchmark_gpu.py, what the GPU's jobs are in benchmark_jobs.py.
 
-Writes runs/benchmark_cpu.json and runs/benchmark_cpu.png.
+Leaves behind, in the folder --out (default: runs): benchmark_cpu.json and .png, or benchmark_gpu.json and .png; gpu
+writes the former after every kernel, so that a run that was killed keeps what it has. The exit code of gpu is 1 if a
+kernel failed, or could not be shown to agree with torch.
 """
 import argparse
 import json
 import os
-import platform
-import subprocess
 import sys
-import time
 from pathlib import Path
 
-JOBS = {    # name: what it measures, model settings, batch, seconds per turn
-    "C1": ("training step, 4 layers, width 128, 12 x 64 tokens",
-           dict(preset="tiny", vocab_size=65, bias=False), 12, 2.0),
-    "C2": ("training step, 6 layers, width 384, 16 x 256 tokens",
-           dict(preset="small", vocab_size=65, bias=False), 16, 6.0),
-    "decode": ("one token, GPT-2 124M, positions 128 to 192", dict(preset="gpt2"), 1, 3.0),
-}
+import benchmark_cpu
 
 
-# ------------------------------------------------------------------ the workers: one process per side
-
-def model_of(job):
-    import tinyllm
-    name, changes = JOBS[job][1]["preset"], {k: v for k, v in JOBS[job][1].items() if k != "preset"}
-    tinyllm.manual_seed(1)
-    return tinyllm.GPT(tinyllm.GPTConfig.preset(name, **changes, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0))
+def whole(text):
+    """An argument that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"it should be a whole number, at least 1, not {text}")
+    return int(text)
 
 
-def batches(model, size):
-    """The same endless row of random batches for both sides."""
-    import numpy as np
-    rng = np.random.default_rng(0)
-    while True:
-        text = rng.integers(0, model.config.vocab_size, (size, model.config.n_positions + 1))
-        yield text[:, :-1], text[:, 1:]
+def arguments(argv):
+    parser = argparse.ArgumentParser(description="Compare the engine's speed with torch's.")
+    sides = parser.add_subparsers(dest="what", required=True)
+    cpu = sides.add_parser("cpu", help="training steps and decoding in NumPy, against torch eager")
+    cpu.add_argument("--jobs", nargs="+", choices=list(benchmark_cpu.JOBS), default=list(benchmark_cpu.JOBS))
+    cpu.add_argument("--threads", type=whole, default=os.cpu_count(), help="of each side (default: %(default)s)")
+    cpu.add_argument("--turns", type=whole, default=15, help="of each side (default: %(default)s)")
+    gpu = sides.add_parser("gpu", help="every Triton kernel, against torch eager, torch.compile and their like")
+    gpu.add_argument("--jobs", nargs="+", metavar="JOB", help="some of them; a wrong name prints the list")
+    gpu.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="(default: %(default)s)")
+    gpu.add_argument("--seconds", type=whole, default=300, help="for all jobs together (default: %(default)s)")
+    gpu.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it takes most of the time")
+    gpu.add_argument("--smoke", action="store_true", help="tiny sizes; needs no GPU; the times mean nothing")
+    for side in (cpu, gpu):
+        side.add_argument("--out", default="runs", help="folder for the figures and the picture (default: %(default)s)")
+    return parser.parse_args(argv)
 
 
-def training_tinyllm(job):
-    from tinyllm import optim
-    model, data = (m := model_of(job)), batches(m, JOBS[job][2])
-    optimizer = optim.AdamW(model.parameters(), 1e-3, (0.9, 0.99), weight_decay=0.1)
-
-    def step():
-        loss = model.loss(*next(data))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step(max_norm=1.0)
-        return loss.item()
-    return step
+def write_json(path, report):
+    """Write a file in one piece: whoever reads it, and whenever the run is killed, it is whole."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(report, indent=2), encoding="utf-8")
+    part.replace(path)
 
 
-def training_torch(job):
-    import torch
-    from torch_twin import TorchGPT, adamw, train_step
-    model, data = (m := model_of(job)), batches(m, JOBS[job][2])
-    twin = TorchGPT(model.config)
-    twin.load_state_dict({k: torch.from_numpy(v) for k, v in model.state_dict().items()})
-    optimizer = adamw(twin, 1e-3, (0.9, 0.99), 0.1)
-    return lambda: train_step(twin, optimizer, *map(torch.from_numpy, next(data)), 1e-3, 1.0)
-
-
-def decoding_tinyllm(job):
-    import numpy as np
-    from tinyllm import no_grad
-    model = model_of(job).eval()
-    prompt, state = np.arange(128)[None], {}
-
-    def step():
-        with no_grad():
-            if state.get("used", 192) >= 192:
-                state.update(cache=model.new_cache(1, 192), used=128)
-                state["logits"] = model.next_logits(prompt, state["cache"]).numpy()
-                return None                                     # the prompt: not counted
-            ids = state["logits"].argmax(-1)[:, None]
-            state["logits"] = model.next_logits(ids, state["cache"]).numpy()
-            state["used"] += 1
-            return int(ids[0, 0])
-    return step
-
-
-def decoding_torch(job):
-    import torch
-    from torch_twin import TorchGPT
-    model = model_of(job)
-    twin, state = TorchGPT(model.config).eval(), {}
-    twin.load_state_dict({k: torch.from_numpy(v) for k, v in model.state_dict().items()})
-
-    @torch.inference_mode()
-    def step():
-        if state.get("used", 192) >= 192:
-            state.update(cache=twin.new_cache(1, 192), used=128)
-            state["logits"] = twin.last_logits(torch.arange(128)[None], state["cache"])
-            return None
-        ids = state["logits"].argmax(-1)[:, None]
-        state["logits"] = twin.last_logits(ids, state["cache"])
-        state["used"] += 1
-        return int(ids[0, 0])
-    return step
-
-
-def worker(side, job):
-    """Answer each line of input with the median time of one step, measured for the job's seconds."""
-    step = globals()[("decoding_" if job == "decode" else "training_") + side](job)
-    results = [step() for _ in range(20 if job == "C1" else 4)]     # warm up; the referee compares them
-    print(json.dumps(results), flush=True)
-    for _ in sys.stdin:
-        times, end = [], time.perf_counter() + JOBS[job][3]
-        while time.perf_counter() < end or len(times) < 3:
-            start = time.perf_counter()
-            if step() is not None:
-                times.append(time.perf_counter() - start)
-        times.sort()
-        print(times[len(times) // 2], flush=True)
-
-
-# ------------------------------------------------------------------ the referee
-
-def start_worker(side, job, threads):
-    environment = os.environ | {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
-    return subprocess.Popen([sys.executable, __file__, "worker", side, job], env=environment, text=True,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-
-def turn(process):
-    process.stdin.write("go\n")
-    process.stdin.flush()
-    return float(process.stdout.readline())
-
-
-def measure(job, threads, turns):
-    """Alternate turns of both sides; a dictionary with the medians and the ratios tinyllm / torch."""
-    sides = {side: start_worker(side, job, threads) for side in ("tinyllm", "torch")}
+def write_picture(path, draw, *args):
+    """draw(*args) gives a figure; without matplotlib there is none. Returns the sentence that says what was written."""
     try:
-        first = {side: json.loads(process.stdout.readline()) for side, process in sides.items()}
-        check_equal(job, first)
-        times = {"tinyllm": [], "torch": []}
-        for i in range(turns):
-            for side, process in sides.items():
-                time.sleep(0.25)                                # let the other side's threads go to sleep
-                times[side].append(turn(process))
-                print(f"\r  {job}: turn {i + 1} of {turns}, {side} {times[side][-1] * 1e3:.1f} ms   ",
-                      end="", flush=True)
-    finally:
-        for process in sides.values():
-            process.kill()
-    ratios = [a / b for a, b in zip(times["tinyllm"], times["torch"])]
-    middle = lambda values: sorted(values)[len(values) // 2]
-    return {"job": job, "what": JOBS[job][0], "threads": threads, "turns": turns,
-            "tinyllm_ms": middle(times["tinyllm"]) * 1e3, "torch_ms": middle(times["torch"]) * 1e3,
-            "ratio": middle(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
-
-
-def check_equal(job, first):
-    """Both sides must compute the same thing: the first losses, or the first tokens."""
-    pairs = [(a, b) for a, b in zip(first["tinyllm"], first["torch"]) if a is not None]
-    worst = max(abs(a - b) for a, b in pairs)
-    if worst > 1e-5:
-        raise SystemExit(f"{job}: both sides do not compute the same: {first}")
-    print(f"  {job}: the first {len(pairs)} results agree to {worst:.1e}")
-
-
-def machine():
-    """What the figures belong to."""
-    import numpy, torch
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        name = next((line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines()
-                     if "model name" in line), name)
-    return {"processor": name, "cores": os.cpu_count(), "python": platform.python_version(), "numpy": numpy.__version__,
-            "torch": torch.__version__}
-
-
-def picture(results, path):
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(8, 1.2 + 0.7 * len(results)), layout="constrained")
-    axes = figure.subplots()
-    for i, r in enumerate(results):
-        axes.barh(i, r["ratio"], color="#4c72b0", height=0.5)
-        axes.plot([r["ratio_min"], r["ratio_max"]], [i, i], color="black", linewidth=2)
-        axes.text(r["ratio_max"], i, f"  {r['ratio']:.2f}", va="center")
-    axes.axvline(1, color="gray", linestyle="--")
-    axes.set(yticks=range(len(results)), yticklabels=[f"{r['job']}: {r['what']}" for r in results],
-             xlabel="time, tinyllm / torch eager (below 1: faster); black: smallest to largest ratio")
-    axes.set_xlim(0, max(r["ratio_max"] for r in results) * 1.15)
-    axes.invert_yaxis()
+        figure = draw(*args)
+    except ImportError:
+        return f'Written to {path.with_suffix(".json")} (a picture needs matplotlib: pip install matplotlib)'
     figure.savefig(path, dpi=110)
+    return f"Written to {path.with_suffix('.json')} and {path}"
+
+
+def file_in(folder, name):
+    """The path of a file that is to be written; the folder is made now, not when all has been measured."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return Path(folder) / name
 
 
 def cpu(args):
-    turns = {"C1": args.turns, "C2": max(3, args.turns * 2 // 3), "decode": args.turns}
-    print(f"Comparing with torch eager, {args.threads} threads each; the machine should do nothing else meanwhile.")
-    results = []
-    for job in args.jobs:
-        results.append(measure(job, args.threads, turns[job]))
-        print("\r" + " " * 60, end="\r")
-    print(f"{'':8}{'tinyllm':>12}{'torch':>12}{'ratio':>9}   smallest to largest")
-    for r in results:
-        print(f"{r['job']:8}{r['tinyllm_ms']:9.1f} ms{r['torch_ms']:9.1f} ms{r['ratio']:9.2f}   "
-              f"{r['ratio_min']:.2f} to {r['ratio_max']:.2f}    {r['what']}")
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "benchmark_cpu.json").write_text(json.dumps({"machine": machine(), "results": results}, indent=2),
-                                           encoding="utf-8")
-    picture(results, out / "benchmark_cpu.png")
-    print(f"Written to {out}/benchmark_cpu.json and {out}/benchmark_cpu.png")
+    path = file_in(args.out, "benchmark_cpu.json")
+    report = benchmark_cpu.run(args.jobs, args.threads, args.turns)
+    write_json(path, report)
+    print(write_picture(path.with_suffix(".png"), benchmark_cpu.picture, report["results"]))
 
 
-def main():
-    if sys.argv[1:2] == ["worker"]:
-        worker(*sys.argv[2:])
-        return
-    parser = argparse.ArgumentParser(description="Compare the engine's speed with torch's.")
-    parser.add_argument("what", choices=["cpu"])
-    parser.add_argument("--jobs", nargs="+", choices=list(JOBS), default=list(JOBS))
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--turns", type=int, default=15, help="of each side (default: %(default)s)")
-    parser.add_argument("--out", default="runs")
-    cpu(parser.parse_args())
+def gpu(args):
+    import torch
+    if not torch.cuda.is_available():
+        if not args.smoke:
+            sys.exit("error: there is no NVIDIA GPU here; add --smoke to run all jobs at tiny sizes without one")
+        os.environ["TRITON_INTERPRET"] = "1"        # before anything imports triton, which decides once
+    import benchmark_gpu
+    path = file_in(args.out, "benchmark_gpu.json")
+    report = benchmark_gpu.Report(lambda report: write_json(path, report))
+    try:
+        return benchmark_gpu.run(args, report)
+    finally:
+        if report.results:
+            print(write_picture(path.with_suffix(".png"), benchmark_gpu.picture, report))
+
+
+def main(argv=None):
+    args = arguments(argv)
+    try:
+        return (cpu if args.what == "cpu" else gpu)(args)
+    except ModuleNotFoundError as error:
+        sys.exit(f'error: the comparison needs {error.name}, which this Python lacks: pip install "tinyllm[test]"')
+    except (ImportError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130                                  # what a shell expects of a program that Ctrl-C has ended
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -18,9 +18,10 @@ Reading order:
                         attention_decode.py
 11. random.py           random numbers without a state    dropout.py, sample.py
 12. optim.py            one flat buffer, and numbers that never visit the host
-13. rope.py             a small one                       movement.py     what needs no kernel
-14. configs.py          how large the tiles are           runtime.py      where all the arrays come from
-15. interpreter.py      Triton's interpreter, made to tell the truth
+13. recurrent.py        a launch for each step of a sequence
+14. rope.py             a small one                       movement.py     what needs no kernel
+15. configs.py          how large the tiles are           runtime.py      where all the arrays come from
+16. interpreter.py      Triton's interpreter, made to tell the truth
 """
 # ruff: noqa: F401
 
@@ -54,6 +55,7 @@ from .norm import (
 from .optim import adamw_step, grad_norm, sgd_step
 from .random import first_bits
 from .reduce import max_backward, max_forward, mean_backward, mean_forward, sum_backward, sum_forward, unbroadcast
+from .recurrent import lstm_backward, lstm_forward, rnn_backward, rnn_forward
 from .rope import rope_backward, rope_forward
 from .runtime import capture, copy, device, empty, from_numpy, own, to_numpy
 from .sample import sample

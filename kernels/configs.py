@@ -85,6 +85,15 @@ TABLE = [
     ("attention_decode", "any", "half", 128, dict(BLOCK_K=64, num_warps=4, num_stages=2)),
     ("attention_decode", "any", "float32", 128, dict(BLOCK_K=32, num_warps=4, num_stages=1)),
     ("attention_decode", "interpreter", "any", 128, dict(BLOCK_K=64)),
+    # by the features of the state
+    ("rnn_step", "any", "any", ANY, dict(BLOCK_B=32, BLOCK_H=16, BLOCK_K=64, num_warps=4, num_stages=4)),
+    ("rnn_step", "interpreter", "any", ANY, dict(BLOCK_B=32, BLOCK_H=64, BLOCK_K=64)),
+    ("rnn_step_backward", "any", "any", ANY, dict(BLOCK_B=32, BLOCK_H=16, BLOCK_K=64, num_warps=4, num_stages=4)),
+    ("rnn_step_backward", "interpreter", "any", ANY, dict(BLOCK_B=32, BLOCK_H=64, BLOCK_K=64)),
+    ("lstm_step", "any", "any", ANY, dict(BLOCK_B=32, BLOCK_H=16, BLOCK_K=64, num_warps=4, num_stages=4)),
+    ("lstm_step", "interpreter", "any", ANY, dict(BLOCK_B=32, BLOCK_H=64, BLOCK_K=64)),
+    ("lstm_step_backward", "any", "any", ANY, dict(BLOCK_B=32, BLOCK_H=16, BLOCK_K=64, num_warps=4, num_stages=4)),
+    ("lstm_step_backward", "interpreter", "any", ANY, dict(BLOCK_B=32, BLOCK_H=64, BLOCK_K=64)),
     # all kernels of optim.py
     ("optim", "any", "float32", ANY, dict(BLOCK=2048, num_warps=4)),
     ("optim", "interpreter", "any", ANY, dict(BLOCK=65_536)),

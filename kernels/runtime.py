@@ -112,10 +112,10 @@ def as_rows(tensor):
 
 
 def capture(step):
-    """Return `step`, a function that runs one training step on arrays, ready to be called many times.
+    """`step`, a function of arrays that will be called many times with the same shapes, made ready: so far, as it is.
 
-    This is the door through which a later version will record the step once as a CUDA graph and replay it, so that
-    neither Python nor a launch costs time. Today it returns the step unchanged. A step that will survive the change
+    It is the door through which a GPU could record a step once, as a CUDA graph, and replay it, so that neither Python
+    nor a launch costs time. A step that can be recorded
 
     - reads nothing back: no .item(), no to_numpy, no `if` on a value that the device computed;
     - finds its inputs in, and leaves its results in, the same buffers every time: copy a new batch into the old one;

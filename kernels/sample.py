@@ -1,6 +1,6 @@
 """Choosing the next token: temperature, top-k, top-p and the draw, one program for each text.
 
-    token = argmax over the kept v of  z_v / temperature + gumbel_v,   gumbel = -log(-log u)
+    token = argmax over the kept v of  (z_v - max z) / temperature + gumbel_v,   gumbel = -log(-log u)
 
 Twin: tinyllm/ops/sample.py, which draws the same u for the same (seed, step, row, token), and so the same token.
 
@@ -27,33 +27,53 @@ BLOCK = 4096
 
 
 @triton.jit
-def scores_and_keys(logits_ptr, tokens, n_vocabulary, temperature):
-    """Scores, and integers of the same order: for negative floats more bits mean smaller, so their bits are flipped."""
-    scores = tl.load(logits_ptr + tokens, mask=tokens < n_vocabulary, other=float("-inf")).to(tl.float32) / temperature
-    bits = scores.to(tl.int32, bitcast=True)
-    return scores, tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
+def score(z, top, temperature):
+    """(z - top) / temperature, which is 0 for the best token; at least -1000, from where no noise brings one back."""
+    return tl.where(z == top, 0.0, tl.maximum(z - top, -1000.0 * temperature) / temperature)
 
 
 @triton.jit
-def weigh_above(logits_ptr, n_vocabulary, temperature, top, key, MASS: tl.constexpr, BLOCK: tl.constexpr):
-    """How many tokens have larger keys; MASS: how much e^(score - top) they have together."""
+def key_of(scores):
+    """An integer for each score, in the same order: for negative floats more bits mean smaller, so they are flipped."""
+    bits = scores.to(tl.int32, bitcast=True)
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
+
+
+@triton.jit
+def score_of(key):
+    """The score that has this key."""
+    bits = tl.where(key < 0, key ^ 0x7FFFFFFF, key).to(tl.int32)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def scores_and_keys(logits_ptr, tokens, n_vocabulary, top, temperature):
+    no_overhang = tokens < n_vocabulary
+    z = tl.load(logits_ptr + tokens, mask=no_overhang, other=float("-inf")).to(tl.float32)
+    scores = tl.where(no_overhang, score(z, top, temperature), float("-inf"))
+    return scores, key_of(scores)
+
+
+@triton.jit
+def weigh_above(logits_ptr, n_vocabulary, top, temperature, key, MASS: tl.constexpr, BLOCK: tl.constexpr):
+    """How many tokens have larger keys; MASS: how much e^score they have together."""
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for first in range(0, n_vocabulary, BLOCK):
-        scores, keys = scores_and_keys(logits_ptr, first + tl.arange(0, BLOCK), n_vocabulary, temperature)
-        weights = tl.exp(scores - top) if MASS else 1.0
+        scores, keys = scores_and_keys(logits_ptr, first + tl.arange(0, BLOCK), n_vocabulary, top, temperature)
+        weights = tl.exp(scores) if MASS else 1.0
         total += tl.where(keys > key, weights, 0.0)
     return tl.sum(total, axis=0)
 
 
 @triton.jit
-def threshold(logits_ptr, n_vocabulary, temperature, top, low, high, budget, MASS: tl.constexpr, BLOCK: tl.constexpr):
+def threshold(logits_ptr, n_vocabulary, top, temperature, low, high, budget, MASS: tl.constexpr, BLOCK: tl.constexpr):
     """The smallest key, from low to high, of which the tokens above weigh less than the budget; and what they weigh."""
     while low < high:
         middle = (low + high) >> 1
-        enough = weigh_above(logits_ptr, n_vocabulary, temperature, top, middle, MASS, BLOCK) < budget
+        enough = weigh_above(logits_ptr, n_vocabulary, top, temperature, middle, MASS, BLOCK) < budget
         high = tl.where(enough, middle, high)
         low = tl.where(enough, low, middle + 1)
-    return high, weigh_above(logits_ptr, n_vocabulary, temperature, top, high, MASS, BLOCK)
+    return high, weigh_above(logits_ptr, n_vocabulary, top, temperature, high, MASS, BLOCK)
 
 
 @triton.jit
@@ -61,35 +81,35 @@ def sample_kernel(logits_ptr, stride, rng_ptr, out_ptr, n_vocabulary, site, temp
                   BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * stride
-    top = tl.zeros((BLOCK,), dtype=tl.float32) + float("-inf")
-    high = tl.zeros((BLOCK,), dtype=tl.int64) - 2**31
-    low = tl.zeros((BLOCK,), dtype=tl.int64) + 2**31
+    tops = tl.zeros((BLOCK,), dtype=tl.float32) + float("-inf")
+    bottoms = tl.zeros((BLOCK,), dtype=tl.float32) + float("inf")
     for first in range(0, n_vocabulary, BLOCK):
         tokens = first + tl.arange(0, BLOCK)
-        scores, keys = scores_and_keys(logits_ptr, tokens, n_vocabulary, temperature)
-        top, high = tl.maximum(top, scores), tl.maximum(high, keys)
-        low = tl.where(tokens < n_vocabulary, tl.minimum(low, keys), low)
-    top, high, low = tl.max(top, axis=0), tl.max(high, axis=0), tl.min(low, axis=0)
+        no_overhang = tokens < n_vocabulary
+        z = tl.load(logits_ptr + tokens, mask=no_overhang, other=float("-inf")).to(tl.float32)
+        tops, bottoms = tl.maximum(tops, z), tl.where(no_overhang, tl.minimum(bottoms, z), bottoms)
+    top = tl.max(tops, axis=0)
+    high, low = key_of(score(top, top, temperature)), key_of(score(tl.min(bottoms, axis=0), top, temperature))
 
     key, equals = low - 1, 0.0              # what is kept: keys above `key`, and the first `equals` tokens of this key
     if rng_ptr is not None:
         if top_k < n_vocabulary:
-            key, above = threshold(logits_ptr, n_vocabulary, temperature, top, low, high, top_k, False, BLOCK)
+            key, above = threshold(logits_ptr, n_vocabulary, top, temperature, low, high, top_k, False, BLOCK)
             equals = top_k - above
         if top_p < 1.0:
-            kept_mass = weigh_above(logits_ptr, n_vocabulary, temperature, top, key, True, BLOCK)
-            kept_mass += equals * tl.exp(score_of(tl.maximum(key, low)) - top)      # 0 equals if nothing was cut
+            kept_mass = weigh_above(logits_ptr, n_vocabulary, top, temperature, key, True, BLOCK)
+            kept_mass += equals * tl.exp(score_of(tl.maximum(key, low)))            # 0 equals if nothing was cut
             budget = top_p * kept_mass
-            nucleus, above = threshold(logits_ptr, n_vocabulary, temperature, top, tl.maximum(key, low), high, budget,
+            nucleus, above = threshold(logits_ptr, n_vocabulary, top, temperature, tl.maximum(key, low), high, budget,
                                        True, BLOCK)
-            fitting = tl.ceil((budget - above) / tl.exp(score_of(nucleus) - top))
+            fitting = tl.ceil((budget - above) / tl.exp(score_of(nucleus)))
             equals = tl.where(nucleus == key, tl.minimum(equals, fitting), fitting)
             key = nucleus
 
     best, token, seen = float("-inf"), 0, 0.0
     for first in range(0, n_vocabulary, BLOCK):
         tokens = first + tl.arange(0, BLOCK)
-        scores, keys = scores_and_keys(logits_ptr, tokens, n_vocabulary, temperature)
+        scores, keys = scores_and_keys(logits_ptr, tokens, n_vocabulary, top, temperature)
         if rng_ptr is not None:
             is_equal = tl.where(keys == key, 1.0, 0.0)
             rank = seen + tl.cumsum(is_equal, axis=0) - is_equal
@@ -106,13 +126,6 @@ def sample_kernel(logits_ptr, stride, rng_ptr, out_ptr, n_vocabulary, site, temp
     tl.store(out_ptr + row, token.to(tl.int64))
 
 
-@triton.jit
-def score_of(key):
-    """The score that has this key."""
-    bits = tl.where(key < 0, key ^ 0x7FFFFFFF, key).to(tl.int32)
-    return bits.to(tl.float32, bitcast=True)
-
-
 def sample(logits, rng, *, temperature=1.0, top_k=None, top_p=None, site=0):
     """One token for each row, drawn from softmax(logits / temperature) among the top_k / top_p most likely ones.
 
@@ -122,6 +135,7 @@ def sample(logits, rng, *, temperature=1.0, top_k=None, top_p=None, site=0):
     (B, V), out = logits.shape, runtime.empty((logits.shape[0],), torch.int64)
     rng = rng if torch.is_tensor(rng) else runtime.from_numpy(rng, "int64")
     sample_kernel[(B,)](logits, logits.stride(0), None if temperature == 0 else rng, out, V, site,
-                        float(temperature or 1.0), float(min(top_k or V, V)), float(top_p or 1.0),
+                        max(temperature or 1.0, 1e-30),     # colder changes no draw, and float32 would take it for 0
+                        float(min(top_k or V, V)), float(top_p or 1.0),
                         BLOCK=min(BLOCK, max(16, triton.next_power_of_2(V))), num_warps=8)
     return out

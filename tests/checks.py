@@ -239,6 +239,19 @@ def _torch_rope(x, positions, interleaved):
     return (parts if interleaved else parts.transpose(-1, -2)).reshape(x.shape)
 
 
+def _torch_recurrent(function, gates):
+    """torch's RNN of one layer; it wants all states and biases or none, so those left out are zeros."""
+    def run(x, *rest):
+        *states, weight_ih, weight_hh, bias_ih, bias_hh = rest
+        states = [x.new_zeros(len(x), weight_hh.shape[1]) if state is None else state for state in states]
+        biases = [x.new_zeros(len(weight_hh)) if bias is None else bias for bias in (bias_ih, bias_hh)]
+        states = [state[None] for state in states]                  # one layer
+        out, *last = function(x, states if gates == 4 else states[0], [weight_ih, weight_hh, *biases], True, 1, 0.0,
+                              False, False, True)
+        return out, *(state[0] for state in last)
+    return run
+
+
 def _torch_cross_entropy(logits, targets, **options):
     if options.get("reduction", "mean") == "mean" and bool((targets == options.get("ignore_index", -100)).all()):
         return logits.sum() * 0                     # torch says NaN where nothing counts
@@ -263,5 +276,6 @@ TORCH = {op: getattr(torch, op) for op in ("add", "sub", "mul", "div", "pow", "m
     "softmax": lambda x: x.softmax(-1), "log_softmax": lambda x: x.log_softmax(-1),
     "attention": _torch_attention, "self_attention": _torch_self_attention, "rope": _torch_rope,
     "cross_entropy": _torch_cross_entropy,
+    "rnn": _torch_recurrent(torch.rnn_tanh, 1), "lstm": _torch_recurrent(torch.lstm, 4),
     "linear_cross_entropy": lambda x, weight, *rest, **options: _torch_cross_entropy(x @ weight.T, *rest, **options),
 }

@@ -33,7 +33,8 @@ STREAMING = {"map", "reduce_rows", "reduce_columns", "layer_norm_forward", "laye
              "rms_norm_forward", "rms_norm_backward",
              "softmax", "softmax_backward", "cross_entropy", "naive_cross_entropy", "adamw", "sgd", "square_sum",
              "dropout", "embedding_forward", "delta"}
-SMALL_TILES = {"attention_decode"}      # 16 rows, where wgmma needs 64
+# 16 or 32 rows, where wgmma needs 64
+SMALL_TILES = {"attention_decode", "rnn_step", "rnn_step_backward", "lstm_step", "lstm_step_backward"}
 FLOAT32_STACK = 2048        # IEEE float32 products have no tensor cores and spill; bounded, and printed
 
 
@@ -124,6 +125,11 @@ def calls(dtype, B=32, T=1024, C=768, V=50257):
         yield "attention", (*heads(size), new(1, 4, T, T), None, None, rng), dropout
     yield "self_attention", (new(B, T, 3 * C), None, None, rng), dict(n_head=12, **dropout)
     yield "rope", (new(B, T, 12, 64), angles, angles), {}
+    steps, state = new(B, 3, C), new(B, C)      # three steps: all but the last are the same
+    # one bias only: the sum of two vectors of 768 is no streaming kernel
+    yield "rnn", (steps, state, new(C, C), new(C, C), new(C), None), {}
+    yield "lstm", (steps, state, state, new(4 * C, C), new(4 * C, C), new(4 * C), new(4 * C)), \
+        dict(needs=(True, False, False, *(True,) * 4))      # in training, the initial states are given
     yield "dropout", (x, rng), dict(p=0.1)
     yield "cross_entropy", (new(B * T, V + 47), ints(B * T)), {}
     yield "linear_cross_entropy", (rows, new(V, C), ints(B * T)), {}
@@ -137,6 +143,7 @@ def odd_calls(dtype, B=32, T=1024, C=768):
 
     yield "linear", (new(B, T, C), new(65, C), None), {}
     yield "attention", (new(2, T, 3, 80), new(2, T, 3, 80), new(2, T, 3, 80)), dict(causal=True)
+    yield "lstm", (new(B, 3, C), None, None, new(4 * 65, C), new(4 * 65, 65), None, None), {}
     yield "linear_cross_entropy", (new(B * T, C), new(65, C), new(B * T, dtype=torch.int64)), dict(reduction="none")
 
 
@@ -207,7 +214,8 @@ def compare_batches(capability, dtype):
     for batch in (1, 2, 3, 5, 8, 24):
         gate.compiled.clear()
         for op, arrays, options in calls(dtype, B=batch, T=256):
-            if op in ("add", "embedding", "linear", "mlp", "add_layer_norm", "self_attention", "linear_cross_entropy"):
+            if op in ("add", "embedding", "linear", "mlp", "add_layer_norm", "self_attention", "lstm",
+                      "linear_cross_entropy"):
                 differentiate(op, arrays, options)
         sets.append({(name, compiled.hash) for name, compiled, _ in gate.compiled.values()})
         print(f"batch {batch}: {len(sets[-1])} kernels")

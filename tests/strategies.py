@@ -175,6 +175,19 @@ def dropout(shape=(4, 5), p=0.3):
     return (normal(*shape),), {"p": p}
 
 
+def rnn(B=2, T=3, n_in=4, n_hidden=5, bias=(True, True), states=(True,), gates=1, size=0.5):
+    """bias, states: which of the biases and of the initial states there are."""
+    sizes = [(gates * n_hidden, n_in), (gates * n_hidden, n_hidden)]
+    weights = [normal(*shape, seed=i, size=size) for i, shape in enumerate(sizes)]
+    biases = [normal(gates * n_hidden, seed=3 + i) if there else None for i, there in enumerate(bias)]
+    states = [normal(B, n_hidden, seed=5 + i) if there else None for i, there in enumerate(states)]
+    return (normal(B, T, n_in, seed=7), *states, *weights, *biases), {}
+
+
+def lstm(states=(True, True), **sizes):
+    return rnn(states=states, gates=4, **sizes)
+
+
 def cross_entropy(rows=(2, 3), vocabulary=5, ignored="some", size=1.0, **options):
     """ignored: "none", "some" or "all" of the targets."""
     targets, number = integers(vocabulary, *rows, seed=1), np.arange(np.prod(rows, dtype=int)).reshape(rows)
@@ -193,6 +206,8 @@ LOSSES = [dict(reduction="sum"), dict(reduction="none"), dict(label_smoothing=0.
           dict(ignored="none", reduction="mean"), dict(ignore_index=2, label_smoothing=1.0, reduction="none")]
 KEYS = [dict(keys="start"), dict(keys="end", causal=False), dict(keys="both"), dict(keys="both", causal=False, T=5)]
 EDGES = [dict(B=1, H=1, T=63, D=3), dict(B=1, H=1, T=64), dict(B=1, T=65), dict(B=1, H=1, T=129, keys="both")]
+RECURRENT = [dict(), dict(bias=(False, False)), dict(bias=(True, False)), dict(bias=(False, True), T=1),
+             dict(B=1, T=4, n_in=1, n_hidden=1), dict(B=3, T=6, n_hidden=9, size=1.0)]
 
 MAKERS = dict(
     add=binary, sub=binary, mul=binary, div=quotient, pow=power, maximum=binary, where=choice, neg=unary, exp=unary,
@@ -201,7 +216,7 @@ MAKERS = dict(
     split=split, cast=cast, linear=linear, linear_gelu=linear, mlp=mlp, embedding=embedding, gelu=gelu, silu=unary,
     swiglu=pair, layer_norm=layer_norm, add_layer_norm=add_layer_norm, rms_norm=rms_norm, softmax=softmax,
     log_softmax=softmax, attention=attention, self_attention=self_attention, rope=rope, dropout=dropout,
-    cross_entropy=cross_entropy, linear_cross_entropy=linear_cross_entropy,
+    cross_entropy=cross_entropy, linear_cross_entropy=linear_cross_entropy, rnn=rnn, lstm=lstm,
 )
 FUSED = list(MAKERS)[list(MAKERS).index("linear"):]
 PRIMITIVES = [op for op in MAKERS if op not in FUSED]
@@ -244,6 +259,8 @@ FIXED |= dict(
         *[{"causal": True, **sizes} for sizes in KEYS + EDGES]],
     self_attention=[dict(), dict(causal=False), dict(dropout=0.4), dict(scale=0.3), dict(T=1), dict(T=0), dict(B=0),
                     dict(size=30.0), *KEYS, *EDGES],
+    rnn=[*RECURRENT, dict(states=(False,))],
+    lstm=[*RECURRENT, dict(states=(False, False)), dict(states=(True, False)), dict(states=(False, True), size=4.0)],
     rope=[dict(), dict(interleaved=True), dict(start=100), dict(B=0), dict(T=1, half=1)],
 )
 FIXED["linear_gelu"], FIXED["log_softmax"] = FIXED["linear"], FIXED["softmax"]
@@ -269,6 +286,7 @@ def drawn(op, smallest=1):
                   reduction=st.sampled_from(["mean", "sum", "none"]), ignore_index=st.sampled_from([-100, 0]))
     heads = dict(B=FEW, H=FEW, D=SOME, keys=st.sampled_from([None, None, "start", "end", "both"]), causal=st.booleans(),
                  size=SCALES, dropout=st.sampled_from([0.0, 0.0, 0.5]))
+    recurrent = dict(B=few, T=SOME, n_in=SOME, n_hidden=SOME, bias=st.tuples(st.booleans(), st.booleans()))
     sizes = {
         unary: dict(shape=shapes), positive: dict(shape=shapes), pair: dict(shape=shapes), cast: dict(shape=shapes),
         binary: dict(shapes=shape_pairs), quotient: dict(shapes=shape_pairs), power: dict(shapes=shape_pairs),
@@ -288,6 +306,8 @@ def drawn(op, smallest=1):
         self_attention: heads | dict(T=SOME), rope: dict(B=few, T=few, H=few, half=FEW, interleaved=st.booleans()),
         cross_entropy: losses | dict(rows=rows, size=SCALES),
         linear_cross_entropy: losses | dict(rows=rows, channels=SOME),
+        rnn: recurrent | dict(states=st.tuples(st.booleans())),
+        lstm: recurrent | dict(states=st.tuples(st.booleans(), st.booleans())),
     }
     strategies = {
         "max": st.builds(reduction, shape=full, axis=axes), "mean": st.builds(reduction, shape=full, axis=axes),

@@ -1,16 +1,19 @@
 """A broken contract, tape, optimizer, sampler or model: each must turn a check red (see broken.py)."""
 
 from functools import partial
+from operator import add
 
 import numpy as np
 import pytest
 import test_generate
 import test_gpt
+import test_operands
 import test_optim
 import test_random
 import test_tensor
 from broken import Mistakes, assert_red, each, filled, pure, stays_float32
 
+from tinyllm import Tensor
 from tinyllm.ops import memory
 
 mistake = Mistakes()
@@ -68,11 +71,27 @@ def two_leaves_share_a_gradient(real, leaf, grad, fresh):
 
 @mistake("tensor._run_backward", partial(test_tensor.test_backward_refuses_stale_values, test_tensor.by_loading))
 def stale_values_are_used(real, node, douts):
-    node.versions = [getattr(t, "_version", 0) for t in node.inputs]
+    node.versions = [getattr(t, "_version", [0])[0] for t in node.inputs]
     return real(node, douts)
 
 
+@mistake("tensor._own", partial(test_tensor.test_ids_may_change_before_backward, test_tensor.IDS[1]))
+def an_index_belongs_to_its_owner(real, index):
+    return index
+
+
+@mistake("tensor.pair", partial(test_operands.test_integers_and_lists_take_the_dtype_of_the_tensor, add, "array",
+                                np.float32))
+def integers_keep_their_type(real, a, b):
+    return (a, Tensor(b)) if isinstance(a, Tensor) else (Tensor(a), b)
+
+
 # Optimizers, sampling, models
+
+@mistake("optim._kind", test_optim.test_a_model_that_moved_away_is_noticed)
+def every_array_is_of_one_kind(real, array):
+    return "float32 on numpy"
+
 
 @mistake("ops.adamw_step", partial(test_optim.test_adam, options={}, name="AdamW", weight_decay=0.0))
 def the_start_is_biased(real, param, grad, m, v, hyper, *others, **options):

@@ -14,12 +14,13 @@ pytest.importorskip("triton", reason="Triton exists for Linux only: pip install 
 
 import test_agreement  # noqa: E402
 import test_kernels  # noqa: E402
+import test_recurrent  # noqa: E402
 from agreement import check_kernels, small_tiles  # noqa: E402
 from strategies import MAKERS  # noqa: E402
 
 FILES = [importlib.import_module("tinyllm.kernels." + name) for name in (
     "activation attention attention_decode attention_gradients attention_tiles dropout elementwise embedding linear "
-    "loss map matmul matmul_tma norm optim random reduce rope sample softmax").split()]
+    "loss map matmul matmul_tma norm optim random recurrent reduce rope sample softmax").split()]
 
 
 def agrees(op, dtype="float32", **sizes):
@@ -123,10 +124,23 @@ MISTAKES = [    # what went wrong, kernel or helper, old, new, the check that se
      "tl.interleave(a, b), tl.interleave(c, d)", passes(test_kernels.test_random_bits, 5, 1, 1)),
     ("another turn back", "rope_kernel", "other=0.0).to(tl.float32)[None, :] * direction",
      "other=0.0).to(tl.float32)[None, :]", agrees("rope")),
+    ("weights of another gate", "lstm_step_kernel", "load_weights(weight_ptr, 2, ", "load_weights(weight_ptr, 3, ",
+     agrees("lstm")),
+    ("a forget gate that is forgotten", "lstm_step_backward_kernel", "dc * f, mask", "dc, mask", agrees("lstm")),
+    ("a memory one step late", "lstm_step_backward_kernel", "load(c_before_ptr,", "load(c_ptr,", agrees("lstm")),
+    ("no way back into the state before", "gradient_of_state", "dh = tl.dot(", "tl.dot(", agrees("rnn")),
+    ("no gradient from behind the sequence", "gradient_of_state", "dh += load(dh_last_ptr, ", "load(dh_last_ptr, ",
+     agrees("lstm", "bfloat16")),
+    ("no slope", "rnn_step_backward_kernel", "dh * (1.0 - h * h)", "dh", agrees("rnn", "bfloat16")),
+    ("the same features for all programs", "tile_of_step", "tl.program_id(1) * BLOCK_H + ", "",
+     lambda monkeypatch: test_recurrent.test_kernels_at_the_edges_of_tiles("rnn", dict(B=16, n_hidden=31), "bfloat16",
+                                                                           monkeypatch)),
     ("no correction of the bias", "adamw_kernel", "v / one_minus_exp(step * log_beta2)", "v",
      passes(test_kernels.test_optimizer_steps, "adamw_step", {}, 5)),
     ("no clipping", "clip", "tl.minimum(1.0, max_norm / (norm + 1e-6))", "1.0",
      passes(test_kernels.test_optimizer_steps, "sgd_step", dict(max_norm=1.0), 5)),
+    ("a maximum that stays in the scores", "score", "tl.maximum(z - top, ", "tl.maximum(z, ",
+     passes(test_kernels.test_draws, dict(temperature=0.3), 37, "float32")),
     ("too many of the equals", "sample_kernel", "equals = top_k - above", "equals = top_k",
      passes(test_kernels.test_draws_among_equals)),
     ("all of the equals", "sample_kernel", "(rank < equals)", "(rank < rank + 1)",

@@ -15,7 +15,7 @@ q = ones(2, 3, 4, 5)
 WRONG = [
     (lambda: ones(2, 3) + ones(2, 4), r"add: .*axis -1 .*\(2, 3\).*\(2, 4\).*equal or 1"),
     (lambda: ones(4, 3) * ones(2, 3), r"mul: .*axis -2"),
-    (lambda: F.where(np.ones((2, 3), bool), ones(3), ones(2)), r"where: .*\(2, 3\).*\(3,\).*\(2,\)"),
+    (lambda: F.where(np.ones((2, 3), bool), ones(3), ones(2)), r"where: .*condition \(2, 3\), a \(3,\), b \(2,\)"),
     (lambda: ones(2, 3) @ ones(4, 3), r"matmul: .*\(3\).*\(4\).*did you mean b.transpose\(-1, -2\)"),
     (lambda: ones(2, 3) @ ones(4, 5), r"matmul: .*check which axis"),
     (lambda: ones(2, 1, 3) @ ones(3, 3, 1), r"matmul: the batch axes"),
@@ -23,7 +23,8 @@ WRONG = [
     (lambda: F.linear(ones(2, 3), ones(3, 4)), r"linear: .*x \(2, 3\), weight \(3, 4\).*needs \.T"),
     (lambda: F.linear_gelu(ones(2, 3), ones(4, 3), ones(3)), r"linear_gelu: bias must have shape \(4,\)"),
     (lambda: F.embedding(np.ones(2), ones(3, 4)), "embedding: ids must be integers, not float64.*astype"),
-    (lambda: F.embedding(np.ones(2, int), ones(3)), r"embedding: weight must be a matrix \(weight \(3,\)\)"),
+    (lambda: F.embedding(np.ones(2, int), ones(3)), r"embedding: weight must be a matrix of .* \(weight \(3,\)\)"),
+    (lambda: F.embedding([0], ones(3, 2, dtype=int)), r"embedding: weight must be a matrix of floating.* not int64"),
     (lambda: F.layer_norm(ones(2, 3), ones(2)), r"layer_norm: weight must match .*x \(2, 3\), weight \(2,\)"),
     (lambda: F.rms_norm(ones(2, 3), ones(2)), r"rms_norm: weight must match .*x \(2, 3\), weight \(2,\)"),
     (lambda: F.add_layer_norm(ones(2, 3), ones(3), ones(3)), r"add_layer_norm: both .*\(2, 3\).*\(3,\).*not broadcast"),
@@ -46,14 +47,33 @@ WRONG = [
     (lambda: F.linear_cross_entropy(ones(2, 3), ones(5, 3), [0]), r"linear_cross_entropy: .*one target per row"),
     (lambda: F.linear_cross_entropy(ones(2, 3), ones(3, 5), [0, 0]), r"linear_cross_entropy: .*weight \(3, 5\)"),
     (lambda: ones(2, 3).sum(axis=2), r"sum: there is no axis 2 \(x \(2, 3\)\)"),
+    (lambda: ones(2, 3).sum(axis=(0, -2)), r"sum: axis 0 is named twice"),
+    (lambda: ones(2, 3).transpose(0, 2), r"transpose: there is no axis 2 \(x \(2, 3\)\); x has 2 axes"),
+    (lambda: ones(2, 3).transpose(-3, 0), r"transpose: there is no axis -3"),
     (lambda: ones(2, 0).max(axis=1), "max: there is no maximum of nothing"),
     (lambda: ones(2, 3).reshape(4, -1), r"reshape: 6 elements do not fill shape \(4, -1\)"),
     (lambda: ones(2, 3).permute(0, 0), r"permute: \(0, 0\) does not name each of the 2 axes once"),
     (lambda: ones(2, 3).permute(2, 3), r"permute: \(2, 3\) does not name each of the 2 axes once"),
     (lambda: F.concatenate([ones(2, 3), ones(3, 2)]), r"concatenate: all axes but 0 .*\(2, 3\).*\(3, 2\)"),
     (lambda: F.concatenate([ones(2), ones(2)], axis=1), "concatenate: there is no axis 1"),
-    (lambda: F.split(ones(4), [1, 2]), r"split: the sizes \(1, 2\) must add up to the length of axis 0"),
+    (lambda: F.split(ones(4), [1, 2]), r"split: the sizes \(1, 2\) must .*add up to the length of axis 0"),
+    (lambda: F.split(ones(4), [-1, 5]), r"split: the sizes \(-1, 5\) must be 0 or more"),
+    (lambda: F.split(ones(4), 2, axis=1), r"split: there is no axis 1 \(x \(4,\)\)"),
+    (lambda: Tensor([1.5], requires_grad=True).cast(np.int64), r"cast: no gradient passes through int64.*detach\(\)"),
 ]
+IDS, WHOLE = ones(2, 3, dtype=np.int64), ones(3, 3, dtype=np.int64)
+WRONG += [      # integers, where only floating-point numbers make sense
+    (lambda view=view, op=op, args=args: getattr(view, op)(*args),
+     f"{op}: argument {i} must be floating point, not int64")
+    for view, op, args, i in [
+        (F, "softmax", [IDS], 0), (F, "log_softmax", [IDS], 0), (F, "gelu", [IDS], 0), (F, "silu", [IDS], 0),
+        (F, "swiglu", [ones(2, 3), IDS], 1), (F, "linear", [IDS, ones(4, 3)], 0), (F, "linear", [ones(2, 3), WHOLE], 1),
+        (F, "linear_gelu", [IDS, WHOLE], 0), (F, "mlp", [IDS, WHOLE, None, WHOLE, None], 0),
+        (F, "layer_norm", [IDS, ones(3)], 0), (F, "add_layer_norm", [IDS, IDS, ones(3)], 0),
+        (F, "rms_norm", [IDS, ones(3)], 0), (Tensor, "erf", [IDS], 0),
+        (F, "attention", [q, q, ones(2, 3, 4, 5, dtype=int)], 2), (F, "dropout", [IDS], 0), (F, "sample", [IDS], 0),
+        (F, "cross_entropy", [IDS, [0, 1]], 0), (F, "linear_cross_entropy", [IDS, WHOLE, [0, 1]], 0),
+    ]]
 
 
 @pytest.mark.parametrize("wrong, message", WRONG, ids=[message.partition(":")[0] for _, message in WRONG])

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from tinyllm import GPT, GPTConfig, generate, manual_seed, random, stream
+from tinyllm import GPT, GPTConfig, Tensor, generate, manual_seed, no_grad, random, stream
 
 V = 11
 
@@ -46,7 +46,8 @@ def test_logits_piece_by_piece_are_those_of_the_whole():
     gpt.eval()
     ids = prompts(8)
     cache = gpt.new_cache(2)
-    pieces = [gpt(ids[:, a:b], cache).numpy() for a, b in ((0, 3), (3, 4), (4, 8))]
+    with no_grad():
+        pieces = [gpt(ids[:, a:b], cache).numpy() for a, b in ((0, 3), (3, 4), (4, 8))]
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), gpt(ids).numpy(), rtol=1e-10)
 
 
@@ -61,9 +62,11 @@ def test_greedy_takes_the_most_likely_token():
 def test_outgrowing_the_context_warns_once():
     gpt = model()
     assert generate(gpt, prompts(3), 6).shape == (2, 9)     # the last token need not be read: no warning
-    with pytest.warns(UserWarning, match="outgrown the model's context of 8 tokens.*4 to 8") as caught:
+    with pytest.warns(UserWarning, match="outgrown the context of 8 tokens.*last 4 to 8") as caught:
         generate(gpt, prompts(3), 30)
     assert len(caught) == 1
+    printed = warnings.formatwarning(caught[0].message, caught[0].category, caught[0].filename, caught[0].lineno)
+    assert printed.count("\n") == 1 and len(printed) < 140
 
 
 def test_stream_yields_what_generate_returns():
@@ -82,9 +85,19 @@ def test_a_seed_decides_the_text():
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_generation_leaves_the_random_state_alone():
+def test_without_a_seed_every_text_is_another_and_the_global_seed_decides_them():
+    gpt, texts = model(), []
+    for seed in (1, 1, 2):
+        manual_seed(seed)
+        texts.append([generate(gpt, [1], 7).tolist() for _ in range(2)])
+    assert texts[0] == texts[1] != texts[2] and texts[0][0] != texts[0][1]
+    manual_seed(1)
+    assert [[[1, *(int(new[0]) for new in stream(gpt, [1], 7))]]] == texts[0][:1]
+
+
+def test_with_a_seed_generation_leaves_the_random_state_alone():
     gpt, before = model(), random.get_state()
-    generate(gpt, [1], 3)
+    generate(gpt, [1], 3, seed=0)
     assert random.get_state() == before
 
 
@@ -93,9 +106,10 @@ def test_samples_of_one_prompt_differ_from_the_first_token_on():
     assert len(set(firsts.tolist())) > 3
 
 
-def test_prompts_may_be_lists_and_lengths_totals():
+def test_prompts_may_be_lists_or_tensors_and_lengths_totals():
     gpt = model()
     text = generate(gpt, [1, 2], 3, temperature=0)
+    np.testing.assert_array_equal(generate(gpt, Tensor(np.array([1, 2])), 3, temperature=0), text)
     np.testing.assert_array_equal(generate(gpt, [[1, 2]], max_length=5, temperature=0), text)
     assert generate(gpt, [1, 2], max_length=1).tolist() == [[1, 2]] == generate(gpt, [1, 2], 0).tolist()
 
@@ -105,7 +119,8 @@ def test_a_stop_token_ends_the_text():
     free = generate(gpt, ids, 6, seed=3)[0, 2:].tolist()
     stop = free[2]
     expected = free[: free.index(stop) + 1]
-    assert generate(gpt, ids, 6, seed=3, stop_tokens=[stop])[0, 2:].tolist() == expected
+    for tokens in ([stop], {stop}, (stop,), stop, np.int64(stop)):
+        assert generate(gpt, ids, 6, seed=3, stop_tokens=tokens)[0, 2:].tolist() == expected
 
 
 def test_a_text_that_is_over_repeats_its_stop_token_until_all_are():
@@ -142,3 +157,14 @@ def test_wrong_requests_are_explained():
         generate(gpt, [], 3)
     with pytest.raises(ValueError, match=r"not \(1, 1, 1\)"):
         generate(gpt, [[[1]]], 3)
+    for prompt in ("hello", [0.5, 1.5]):
+        with pytest.raises(ValueError, match="the prompt must be token ids, not .*tokenizer.encode"):
+            generate(gpt, prompt, 3)
+    for copies in (0, -1):
+        with pytest.raises(ValueError, match=f"num_return_sequences must be at least 1, not {copies}"):
+            generate(gpt, [1], 3, num_return_sequences=copies)
+    for length in (dict(max_new_tokens=-1), dict(max_length=-2)):
+        with pytest.raises(ValueError, match="generate: max_new_tokens=.* and max_length=.* must not be negative"):
+            generate(gpt, [1], **length)
+    with pytest.raises(ValueError, match="a seed is a whole number"):
+        generate(gpt, [1], 3, seed=-1)

@@ -160,8 +160,19 @@ def test_presets_have_the_published_size(name):
 
 def test_presets_can_be_changed_and_must_exist():
     assert GPTConfig.preset("tiny", vocab_size=65).vocab_size == 65
-    with pytest.raises(ValueError, match='"gpt3"; choose one of tiny'):
+    with pytest.raises(ValueError, match='"gpt3"; choose one of nano, tiny, .*gpt2-xl'):
         GPTConfig.preset("gpt3")
+
+
+@pytest.mark.parametrize("field, value, message", [
+    ("vocab_size", 0, "vocab_size is 0; it should be a whole number"), ("n_positions", -1, "n_positions is -1"),
+    ("n_embd", 1.5, "n_embd is 1.5"), ("n_layer", "2", "n_layer is '2'"), ("n_head", 0, "n_head is 0"),
+    ("n_head", 5, "n_embd=12 is no multiple of n_head=5"), ("embd_pdrop", 1.0, "embd_pdrop is 1.0; .*0 to below 1"),
+    ("attn_pdrop", -0.1, "attn_pdrop is -0.1"), ("resid_pdrop", float("nan"), "resid_pdrop is nan"),
+    ("resid_pdrop", None, "resid_pdrop is None")])
+def test_a_wrong_configuration_names_the_field(field, value, message):
+    with pytest.raises(ValueError, match="GPTConfig: " + message):
+        config(**{field: value})
 
 
 def test_operations_per_token_by_hand():

@@ -47,13 +47,38 @@ def leaf(*shape, dtype=np.float64):
 
 
 def test_gradcheck_names_the_input_and_its_worst_entry():
-    with pytest.raises(AssertionError, match=r"forgetful: input 1 of shape \(2, 3\).* at entry \(1, 2\)"):
+    with pytest.raises(AssertionError, match=r"forgetful: 1 of 2 .* input 1 of shape \(2, 3\), entry \(1, 2\): "
+                                             r"backward\(\) gives 0, finite differences -?0\.\d+, .* the allowed"):
         gradcheck(forgetful, [leaf(2, 3), leaf(2, 3)])
 
 
 def test_gradcheck_finds_one_wrong_entry_among_many():
-    with pytest.raises(AssertionError, match=r"input 1 of shape \(20, 30\).* at direction random"):
+    with pytest.raises(AssertionError, match=r"input 1 of shape \(20, 30\), entry \(1, 2\): backward\(\) gives 0"):
         gradcheck(forgetful, [leaf(20, 30), leaf(20, 30)])
+
+
+def test_gradcheck_names_a_direction_where_there_are_too_many_entries():
+    with pytest.raises(AssertionError, match=r"input 1 of shape \(90, 90\), a random direction: backward"):
+        gradcheck(forgetful, [leaf(90, 90), leaf(90, 90)])
+
+
+def test_gradcheck_names_the_worst_of_all_inputs():
+    def wrong(a, b, c):     # the slopes are a little off in a, and far off in c
+        return a * 1.0001 - a.detach() * 0.0001 + b + c.detach()
+    with pytest.raises(AssertionError, match=r"wrong: 2 of 3 gradients are wrong, most of all input 2 of shape \(2,\)"):
+        gradcheck(wrong, [leaf(2), leaf(2), leaf(2)])
+
+
+@pytest.mark.parametrize("small", [1e-6, 1e-7])
+def test_gradcheck_finds_a_small_wrong_entry_beside_large_ones(small):
+    """Half of the slope of a[1] is lost, and the slopes of the others are a million times as large."""
+    scale = Tensor(np.array([1.0, small, 1.0, 1.0]))
+
+    def half(a):
+        return F.where(np.arange(4) == 1, (a + a.detach()) * 0.5, a) * scale
+    with pytest.raises(AssertionError, match=r"half: .* entry \(1,\): backward"):
+        gradcheck(half, [leaf(4)])
+    assert gradcheck(lambda a: a * scale, [leaf(4)])
 
 
 def test_gradcheck_refuses_float32():

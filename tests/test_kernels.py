@@ -175,8 +175,10 @@ def test_random_bits(seed, step, site):
                                   ops.first_bits(rng, 1030, site))
 
 
-DRAWS = [dict(), dict(temperature=0), dict(temperature=0.3), dict(top_k=1), dict(top_k=5), dict(top_k=10**6),
-         dict(top_p=0.3), dict(top_p=0.9), dict(top_p=1e-6), dict(top_k=7, top_p=0.8, temperature=2.0), dict(site=4)]
+DRAWS = [dict(), dict(temperature=0), dict(temperature=0.3), dict(temperature=1e-40), dict(temperature=1e30),
+         dict(temperature=1e-46, top_p=0.9), dict(temperature=1e-40, top_k=3), dict(top_k=1), dict(top_k=5),
+         dict(top_k=10**6), dict(top_p=0.3), dict(top_p=0.9), dict(top_p=1e-6),
+         dict(top_k=7, top_p=0.8, temperature=2.0), dict(site=4)]
 
 
 @pytest.mark.parametrize("options", DRAWS)
@@ -199,7 +201,7 @@ def test_draws_among_equals():
 def test_draws_from_negative_infinite_and_strided_logits():
     logits = np.array([[-1e30, -np.inf, -5.0, -7.0, -np.inf]], np.float32).repeat(8, axis=0)
     wide = Fences().put(logits, layout="transposed")
-    for options in (dict(), dict(top_k=2), dict(top_p=0.9)):
+    for options in (dict(), dict(top_k=2), dict(top_p=0.9), dict(temperature=0), dict(temperature=1e-40)):
         np.testing.assert_array_equal(runtime.to_numpy(kernels.sample(wide, RNG, **options)),
                                       ops.sample(logits, RNG, **options))
 

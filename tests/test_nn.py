@@ -6,7 +6,7 @@ import torch
 from checks import check_same, run, run_torch
 from strategies import normal
 
-from tinyllm import Tensor, manual_seed, nn
+from tinyllm import Tensor, manual_seed, nn, no_grad
 
 
 class Part(nn.Module):
@@ -35,6 +35,26 @@ def test_parameters_are_named_by_their_path_in_order_of_definition():
     whole = Whole()
     assert [name for name, _ in whole.named_parameters()] == NAMES
     assert whole.parameters()[2] is whole.blocks[0].scale
+
+
+class Containers(nn.Module):
+    """Parameters and parts in lists, tuples and dicts, and in those inside of those; a part that knows its owner."""
+
+    def __init__(self):
+        self.h = [nn.Linear(2, 1, bias=False), Tensor([1.0], requires_grad=True)]
+        self.heads = {"key": nn.Linear(2, 1, bias=False), "bias": Tensor([2.0], requires_grad=True)}
+        self.grid = [[nn.Linear(2, 1, bias=False)], ({"deep": nn.Dropout(0.5), "again": self.h[0]}, 3, None)]
+        self.heads["key"].owner = self
+
+
+def test_parameters_are_found_in_lists_tuples_and_dicts():
+    whole = Containers()
+    assert list(whole.state_dict()) == ["h.0.weight", "h.1", "heads.key.weight", "heads.bias", "grid.0.0.weight"]
+    assert list(whole.modules()) == [whole, whole.h[0], whole.heads["key"], whole.grid[0][0], whole.grid[1][0]["deep"]]
+    assert not whole.eval().grid[1][0]["deep"].training
+    state = {name: array + 1 for name, array in whole.state_dict().items()}
+    whole.load_state_dict(state)
+    assert whole.heads["bias"].data.tolist() == [3]
 
 
 def test_a_shared_parameter_counts_once():
@@ -215,6 +235,15 @@ def test_padding_on_the_left_changes_nothing():
     padded = np.concatenate([normal(1, 3, 6, seed=5).astype(np.float32), x], axis=1)
     found = layer(Tensor(padded), key_start=np.array([3])).numpy()[:, 3:]
     np.testing.assert_allclose(found, layer(Tensor(x)).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_cache_refuses_to_lose_a_gradient():
+    layer, x = nn.MultiHeadAttention(4, 2), Tensor(np.ones((1, 2, 4), np.float32))
+    cache = nn.KVCache(1, 3, 2, 2, np.zeros(1, np.float32))
+    with pytest.raises(RuntimeError, match=r"KVCache: gradients do not pass through a cache; .*`with no_grad\(\)"):
+        layer(x, cache)
+    with no_grad():
+        assert layer(x, cache).shape == (1, 2, 4) and cache.used == 2
 
 
 def test_a_full_cache_says_so():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from strategies import normal
 
-from tinyllm import Tensor, optim
+from tinyllm import Tensor, nn, optim
 
 SHAPES = [(3,), (4, 3), (), (2, 3, 2)]              # mixed, as the optimizer sorts matrices to the front
 
@@ -195,6 +195,73 @@ def test_frozen_parameters_are_left_alone():
     assert frozen.data.tolist() == [1] and learned.data.tolist() == [0]
     with pytest.raises(ValueError, match="SGD: there is no parameter"):
         optim.SGD([frozen], lr=1.0)
+
+
+@pytest.mark.parametrize("wrong, error, message", [
+    (Tensor([1.0], requires_grad=True), TypeError, "SGD: give it a list of Tensors, such as .*not a Tensor"),
+    ("weights", TypeError, "SGD: give it a list of Tensors.*not a str"),
+    (None, TypeError, "SGD: give it a list of Tensors.*not a NoneType"),
+    ([Tensor([1.0], requires_grad=True), np.ones(1)], TypeError, "SGD: parameter 1 is no Tensor but a ndarray"),
+    (nn.Linear(2, 1).named_parameters(), TypeError, "SGD: parameter 0 is no Tensor but a tuple"),
+    ([], ValueError, "SGD: there is no parameter that requires a gradient, among 0 given"),
+    ([Tensor(np.ones(2, dtype), requires_grad=True) for dtype in (np.float32, np.float64)], ValueError,
+     "SGD: all parameters must be of one dtype.*float32 on numpy and float64 on numpy"),
+])
+def test_parameters_of_the_wrong_kind_are_explained(wrong, error, message):
+    with pytest.raises(error, match=message):
+        optim.SGD(wrong, lr=0.1)
+
+
+def test_a_parameter_given_twice_is_one():
+    p = Tensor([1.0], requires_grad=True)
+    optimizer = optim.SGD((p, p), lr=1.0)
+    p.grad = np.ones(1, np.float32)
+    assert optimizer.step() == 1 and p.data.tolist() == [0]
+
+
+def test_a_model_that_moved_away_is_noticed():
+    layer = nn.Linear(3, 2)
+    optimizer = optim.SGD(layer.parameters(), lr=0.1)
+    layer.to("numpy", np.float64)
+    before = layer.state_dict()
+    for p in layer.parameters():
+        p.grad = np.ones(p.shape)
+    for use in (optimizer.step, optimizer.apply, lambda: optimizer.load_state_dict(*optimizer.state_dict())):
+        with pytest.raises(ValueError, match=r"SGD: a parameter of shape \(2, 3\), float32 on numpy, has become "
+                                             r"\(2, 3\), float64 on numpy; make the optimizer after model.to\(...\)"):
+            use()
+    for name, p in layer.named_parameters():
+        assert p.dtype == np.float64 and (p.data == before[name]).all()
+
+
+def test_a_parameter_of_another_shape_is_noticed():
+    p = Tensor([1.0, 2.0], requires_grad=True)
+    optimizer = optim.SGD([p], lr=1.0)
+    p.data = np.ones(1, np.float32)
+    with pytest.raises(ValueError, match=r"of shape \(2,\), .* has become \(1,\)"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda arrays, numbers: arrays.pop("exp_avg"), "missing: exp_avg; nothing was loaded"),
+    (lambda arrays, numbers: numbers.pop("steps"), "missing: steps; nothing"),
+    (lambda arrays, numbers: arrays.update(velocity=np.zeros(2)), "unexpected: velocity; nothing"),
+    (lambda arrays, numbers: arrays.update(exp_avg_sq=np.zeros(2)),
+     r"mis-shaped: exp_avg_sq is \(2,\), should be \(28,\)"),
+])
+def test_a_state_that_does_not_fit_is_not_loaded(change, message):
+    params = leaves()
+    optimizer = optim.AdamW(params)
+    train(optimizer, params, range(2))
+    before = {name: array.copy() for name, array in optimizer.state_dict()[0].items()}
+    arrays, numbers = optimizer.state_dict()
+    arrays, numbers = {name: array + 1 for name, array in arrays.items()}, {**numbers, "lr": 9.0}
+    change(arrays, numbers)
+    with pytest.raises(ValueError, match="AdamW.load_state_dict: " + message):
+        optimizer.load_state_dict(arrays, numbers)
+    assert optimizer.lr != 9
+    for name, array in optimizer.state_dict()[0].items():
+        np.testing.assert_array_equal(array, before[name])
 
 
 # Schedules

@@ -57,7 +57,7 @@ def test_sigmoid_and_tanh_far_out():
     assert x.grad.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("dtype, error", [(np.float32, 2e-7), (np.float64, 2e-15)])
+@pytest.mark.parametrize("dtype, error", [(np.float32, 2e-7), (np.float64, 2e-15), (np.float16, 3e-4)])
 def test_erf_is_accurate_to_the_last_digits(dtype, error):
     x = np.concatenate([np.linspace(-7, 7, 2001), [0, 1, -1, 6, 100, np.inf, -np.inf]]).astype(dtype)
     found = Tensor(x).erf().numpy()

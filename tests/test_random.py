@@ -2,11 +2,13 @@
 
 import importlib
 import math
+import re
 
 import numpy as np
 import pytest
+from strategies import normal
 
-from tinyllm import Tensor, manual_seed, ops, random
+from tinyllm import Tensor, composed, manual_seed, ops, random
 from tinyllm import functional as F
 
 # Philox
@@ -128,6 +130,47 @@ def test_the_rarest_random_numbers_choose_no_forbidden_token(bits, monkeypatch):
     assert ops.sample(np.array([[60.0, 1, 0]]), (0, 0)).tolist() == [0]
 
 
+@pytest.mark.parametrize("temperature", [1e-5, 1e-38, 1e-40, 1e-46, 1e-300])
+@pytest.mark.parametrize("options", [dict(), dict(top_k=3), dict(top_p=0.9)])
+def test_the_coldest_draws_are_greedy(temperature, options):
+    """No warning (they are errors here), whatever float32 makes of the temperature."""
+    logits = np.array([[1.0, 3, -np.inf, 2.9], [-3e38, -1e38, -2e38, -3e38], [0, 0.5, -1e-3, 0]], np.float32)
+    assert ops.sample(logits, (1, 2), temperature=temperature, **options).tolist() == [1, 1, 1]
+
+
+def test_an_infinite_logit_wins():
+    logits = np.array([[0.0, np.inf, 5.0], [-np.inf, -np.inf, 0.0]], np.float32).repeat(20, axis=0)
+    assert ops.sample(logits, (1, 2)).tolist() == [1] * 20 + [2] * 20
+
+
+@pytest.mark.parametrize("options", [
+    dict(temperature=-1.0), dict(temperature=math.nan), dict(temperature=math.inf), dict(top_k=-1), dict(top_k=1.5),
+    dict(top_p=0.0), dict(top_p=-0.5), dict(top_p=1.5), dict(top_p=math.nan)])
+def test_wrong_ways_to_sample_are_explained(options):
+    message = "sample: temperature must be .*, top_k a whole number .*, and top_p above 0 and at most 1; got .*"
+    with pytest.raises(ValueError, match=message + re.escape("{}={}".format(*next(iter(options.items()))))):
+        F.sample(Tensor(np.zeros((2, 3), np.float32)), **options)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 0), (1, 2, 3)])
+def test_logits_are_a_row_per_text(shape):
+    with pytest.raises(ValueError, match=r"sample: logits must be \(B, V\)"):
+        F.sample(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize("options", [
+    dict(), dict(temperature=0), dict(temperature=0.3), dict(temperature=1e-40), dict(top_k=1), dict(top_k=5),
+    dict(top_k=99), dict(top_p=0.3), dict(top_p=1e-6), dict(top_p=1), dict(top_k=7, top_p=0.8, temperature=2.0)])
+def test_sample_is_what_its_composed_view_spells_out(options):
+    for seed in range(10):
+        logits, rng = normal(40, 23, seed=seed, size=2.0).astype(np.float32), np.array([seed, 5])
+        np.testing.assert_array_equal(F.sample(logits, rng=rng, **options), composed.sample(logits, rng=rng, **options))
+    manual_seed(4)
+    expected = F.sample(logits, **options)
+    manual_seed(4)
+    np.testing.assert_array_equal(composed.sample(Tensor(logits), **options), expected)
+
+
 def test_sample_takes_tensors_and_continues_the_global_stream():
     logits = Tensor(np.zeros((50, 9), np.float32))
     manual_seed(1)
@@ -136,6 +179,23 @@ def test_sample_takes_tensors_and_continues_the_global_stream():
     np.testing.assert_array_equal(F.sample(logits), first)
     assert (first != second).any()
     np.testing.assert_array_equal(F.sample(logits, rng=np.array([1, 0])), first)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 0.5, math.nan])
+def test_a_seed_is_a_whole_number(seed):
+    before = random.get_state()
+    with pytest.raises(ValueError, match="a seed is a whole number from 0 to below 2.63, not"):
+        manual_seed(seed)
+    assert random.get_state() == before
+
+
+def test_new_seeds_follow_from_the_seed():
+    seeds = []
+    for start in (1, 1, 2):
+        manual_seed(start)
+        seeds.append([random.new_seed() for _ in range(20)])
+    assert seeds[0] == seeds[1] != seeds[2] and len(set(seeds[0])) == 20
+    assert all(0 <= seed < 2**63 for seed in seeds[0]) and max(seeds[0]) > 2**60
 
 
 # Dropout

@@ -65,15 +65,18 @@ def test_read_files(tmp_path):
     two.write_bytes("é".encode())
     assert read_text(one, two) == "你好\nworld\né"
     assert "".join(read_chunks(one, two, size=1)) == read_text(one, two)
+    one.write_bytes(b"\xef\xbb\xbfa")  # a byte-order mark
+    assert read_text(one, one) == "a\na"
 
 
 def test_read_errors(tmp_path):
     path = tmp_path / "bad.txt"
     with pytest.raises(FileNotFoundError, match="bad.txt: there is no such file"):
         read_text(path)
-    path.write_bytes(b"")
-    with pytest.raises(ValueError, match="bad.txt: the file is empty"):
-        read_text(path)
+    for empty in (b"", b"\xef\xbb\xbf"):
+        path.write_bytes(empty)
+        with pytest.raises(ValueError, match="bad.txt: the file is empty"):
+            read_text(path)
     for start in (0, 10, 20_000):  # the decoder works in blocks of 8 kB
         path.write_bytes(b"a\n" * (start // 2) + b"\xff")
         with pytest.raises(ValueError, match=f"bad.txt: the bytes from offset {start} on are not UTF-8"):

@@ -198,7 +198,7 @@ def test_vocabulary_for_people(tmp_path):
         ("{", "not JSON"),
         ("[]", 'no "type"'),
         ('{"model": {}}', 'no "type"'),
-        ('{"type": "unigram"}', "of type 'unigram'"),
+        ('{"type": "morse"}', "of type 'morse'"),
         ('{"type": "char"}', "not a saved CharTokenizer"),
         ('{"type": "char", "characters": "aa"}', "occurs twice"),
         ('{"type": "bpe"}', "damaged"),

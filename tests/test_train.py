@@ -85,7 +85,8 @@ def test_evaluation_covers_every_token_once_and_restores_the_mode():
     m.train()
     assert train.evaluate(m, VAL, batch_size=3) == pytest.approx(sum(losses) / len(ids), rel=1e-5)
     assert m.training
-    assert train.evaluate(m, VAL, 3, windows=3) != train.evaluate(m, VAL, 3)
+    exact = [losses[0] / 8, sum(losses[:2]) / 16, sum(losses[:4]) / 32]
+    assert [train.evaluate(m, VAL, 3, windows=n) for n in (1, 2, 4)] == pytest.approx(exact, rel=1e-5)
 
 
 def damage(path, how):
@@ -114,9 +115,109 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_still_loads(tmp_path
 def test_foreign_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="is not a tinyllm checkpoint"):
         checkpoint.load_model(tmp_path)
-    (tmp_path / "state.json").write_text('{"format": "something else"}')
-    with pytest.raises(ValueError, match="was not written by this version"):
-        checkpoint.load_model(tmp_path)
+    for content in ('{"format": "something else"}', "[1]", '{"format": "tinyllm checkpoint 1"}'):
+        (tmp_path / "state.json").write_text(content)
+        with pytest.raises(ValueError, match="was not written by this version"):
+            checkpoint.load_model(tmp_path)
+
+
+def test_a_folder_that_holds_a_run_is_not_trained_into_again(tmp_path):
+    run(tmp_path, stop_at=4)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match="holds an earlier run .checkpoint-000004.; resume it"):
+        run(tmp_path)
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_checkpoints_are_ordered_by_number_and_foreign_folders_are_left_alone(tmp_path):
+    for name in ["checkpoint-999999", "checkpoint-1000000", "checkpoint-000004.partial", "checkpoint-best"]:
+        (tmp_path / name).mkdir()
+    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["checkpoint-999999", "checkpoint-1000000"]
+
+
+def test_resuming_from_an_older_checkpoint_keeps_what_it_saves(tmp_path):
+    config = replace(CONFIG, save_every=2)
+    run(tmp_path, config)
+    older, newer = checkpoint.checkpoints(tmp_path)
+    assert (older.name, newer.name) == ("checkpoint-000006", "checkpoint-000008")
+    run(tmp_path, config, resume=older, stop_at=7)
+    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == [f"checkpoint-00000{n}" for n in (6, 7, 8)]
+
+
+def test_resuming_with_another_text_or_tokenizer_is_refused(tmp_path):
+    run(tmp_path, stop_at=4)
+    last = checkpoint.latest(tmp_path)
+    turned = text.TokenDataset(TRAIN.tokens[::-1], 8)
+    with pytest.raises(ValueError, match="the text was 8 of .* tokens, .*, is 8 of"):
+        train.train(model(), turned, VAL, CONFIG, tmp_path, TOKENIZER, last)
+    other = text.CharTokenizer.train(TEXT.upper())
+    for tokenizer in (other, None):
+        with pytest.raises(ValueError, match="was trained with another tokenizer"):
+            train.train(model(), TRAIN, VAL, CONFIG, tmp_path, tokenizer, last)
+
+
+def test_a_failing_evaluation_costs_no_step(tmp_path, monkeypatch):
+    """A checkpoint is written before the evaluation, the picture and the sample of the same step."""
+    def fail(*_):
+        raise RuntimeError("no space left for the picture")
+
+    monkeypatch.setattr(train.Log, "plot", fail)
+    with pytest.raises(RuntimeError, match="no space"):
+        run(tmp_path)
+    assert checkpoint.latest(tmp_path).name == "checkpoint-000004"
+
+
+@pytest.mark.parametrize("where", ["evaluate", "_sample"])
+def test_ctrl_c_during_an_evaluation_saves(tmp_path, monkeypatch, where):
+    honest = getattr(train, where)
+
+    def interrupted(*args):
+        signal.raise_signal(signal.SIGINT)
+        return honest(*args)
+
+    monkeypatch.setattr(train, where, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, replace(CONFIG, save_every=100))
+    assert checkpoint.latest(tmp_path).name == "checkpoint-000005"      # one more step, and it is saved
+
+
+def test_weights_that_are_not_numbers_are_not_saved(tmp_path):
+    """The loss is read before the last step's change of the weights: a step that ruins them must not be saved."""
+    run(tmp_path, stop_at=4)
+    m = model()
+    m.wte.weight.data[0, 0] = np.inf
+    with pytest.raises(FloatingPointError, match="wte.weight holds NaN.*last good checkpoint is .*checkpoint-000004"):
+        checkpoint.save(tmp_path / "checkpoint-000005", m, optim.AdamW(m.parameters()), {})
+    assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-000004"]
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(steps=0), "steps is 0; it should be a whole number, at least 1"),
+    (dict(batch_size=2.5), "batch_size is 2.5; it should be a whole number"),
+    (dict(lr=float("nan")), "lr is nan; it should be a positive number"),
+    (dict(clip=-1.0), "clip is -1.0; it should be a number, at least 0"),
+    (dict(betas=(0.9, 1.0)), "betas is .0.9, 1.0.; it should be two numbers"),
+    (dict(schedule="triangle"), "schedule is 'triangle'; it should be one of cosine, linear"),
+])
+def test_settings_that_make_no_sense_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **change)
+
+
+def test_a_finished_run_resumed_trains_no_more_and_returns_its_loss(tmp_path):
+    m = model()
+    loss = train.train(m, TRAIN, VAL, CONFIG, tmp_path, TOKENIZER)
+    fresh = model()
+    assert train.train(fresh, TRAIN, VAL, CONFIG, tmp_path, TOKENIZER, checkpoint.latest(tmp_path)) == loss
+    assert same_bits(m.state_dict(), fresh.state_dict())
+
+
+def test_a_log_with_damaged_lines_still_resumes(tmp_path):
+    run(tmp_path, stop_at=4)
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('[]\n{"no": "step"}\n{"step": "x"}\n{"step": 4, "lo')
+    run(tmp_path, resume=checkpoint.latest(tmp_path))
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [2, 4, 4, 6, 8, 8]
 
 
 def test_resuming_with_other_settings_is_refused(tmp_path):
@@ -189,8 +290,8 @@ def test_a_stopped_process_loses_at_most_the_steps_since_the_last_checkpoint(tmp
     output, _ = process.communicate(timeout=60)
     last = checkpoint.latest(tmp_path)
     done = json.loads((last / "state.json").read_text())["step"]
-    if number == signal.SIGINT:         # finishes the step, saves, says so, and ends without an error
-        assert process.returncode == 0 and f"Stopped at step {done}" in output
+    if number == signal.SIGINT:         # finishes the step, saves, says so, and ends as interrupted programs do
+        assert "KeyboardInterrupt" in output and f"Stopped at step {done}" in output
     steps = done + 3
     config = replace(CONFIG, steps=2000, eval_every=10**6)
     resumed = run(tmp_path, config, resume=last, stop_at=steps)

@@ -87,6 +87,17 @@ def test_tensors_of_two_backends_do_not_mix():
         a + b
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("other", [3, 0.5, [1, 2], np.array([1, 2]), np.array([True, False]),
+                                   tinyllm.Tensor(np.array([1, 2])).to("triton")], ids=str)
+def test_numbers_lists_and_integers_stand_beside_a_tensor_there_too(other, dtype):
+    x = tinyllm.Tensor([1.5, 2.0], requires_grad=True).to("triton", dtype)
+    plain = other.numpy() if isinstance(other, tinyllm.Tensor) else np.array(other)
+    for out in (x * other, other * x, tinyllm.functional.where([True, True], x * other, other)):
+        assert out.dtype == x.dtype
+        np.testing.assert_array_equal(out.numpy(), np.array([1.5, 2.0]) * plain)
+
+
 def test_a_model_moves_there_and_back():
     tinyllm.manual_seed(1)
     model = tinyllm.GPT(tinyllm.GPTConfig(**SHAPE))

@@ -5,7 +5,7 @@
         model.safetensors       its parameters, in float32
         tokenizer.json          the tokenizer (and vocabulary.txt, for people)
         optimizer.safetensors   the optimizer's moments
-        state.json              step, random state, settings; and the SHA-256 of every file above
+        state.json              step, settings, data; and the SHA-256 of every file above
 
 Everything is written into a temporary folder, forced to the disk (fsync), and only then renamed. Renaming is atomic, so
 whatever kills the process, a checkpoint is whole or absent. safetensors and JSON hold numbers and text; a pickle, the
@@ -15,8 +15,10 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -24,16 +26,24 @@ from .models import MODELS
 from .text import load_tokenizer
 
 FORMAT = "tinyllm checkpoint 1"
+TOKENIZER_FILES = ("tokenizer.json", "vocabulary.txt", "vocab.txt")
 
 
 def save(folder, model, optimizer, state, tokenizer=None):
-    """Write a checkpoint as `folder`. state: what else resuming needs, as JSON values."""
-    folder = Path(folder)
+    """Write a checkpoint as `folder`. state: what else resuming needs, as JSON values.
+
+    FloatingPointError, and nothing is written, if a parameter is not finite.
+    """
+    folder, weights = Path(folder), model.state_dict()
+    broken = [name for name, array in weights.items() if not np.isfinite(array).all()]
+    if broken:
+        raise FloatingPointError(f"{folder.name} was not saved, as {broken[0]} holds NaN or infinity: the step before "
+                                 f"went wrong; the last good checkpoint is {latest(folder.parent)}")
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     (partial / "config.json").write_text(json.dumps(model.config_dict(), indent=2), encoding="utf-8")
-    save_file(model.state_dict(), partial / "model.safetensors")
+    save_file(weights, partial / "model.safetensors")
     arrays, numbers = optimizer.state_dict()
     save_file(arrays, partial / "optimizer.safetensors")
     if tokenizer is not None:
@@ -80,12 +90,28 @@ def load_model(folder):
 
 def checkpoints(run):
     """The checkpoints in a run's folder, oldest first."""
-    return sorted(p for p in Path(run).glob("checkpoint-*") if p.is_dir() and p.suffix != ".partial")
+    found = (p for p in Path(run).glob("checkpoint-*") if p.is_dir() and p.name.removeprefix("checkpoint-").isdigit())
+    return sorted(found, key=step_of)
+
+
+def step_of(folder):
+    """The step in a checkpoint's name: by number, as checkpoint-1000000 is newer than checkpoint-999999."""
+    return int(Path(folder).name.removeprefix("checkpoint-"))
 
 
 def latest(run):
     """The newest checkpoint in a run's folder, or None."""
     return next(reversed(checkpoints(run)), None)
+
+
+def same_tokenizer(folder, tokenizer):
+    """Whether a checkpoint was saved with this tokenizer, file by file (or with none, if it is None)."""
+    with tempfile.TemporaryDirectory() as other:
+        if tokenizer is not None:
+            tokenizer.save(other)
+        files = [{p.name: p.read_bytes() for p in Path(where).iterdir() if p.name in TOKENIZER_FILES}
+                 for where in (folder, other)]
+    return files[0] == files[1]
 
 
 def remove(folder):
@@ -102,15 +128,15 @@ def read_state(folder):
     ValueError says what is wrong.
     """
     folder = Path(folder)
-    older = [p for p in checkpoints(folder.parent) if p < folder]
+    older = [p for p in checkpoints(folder.parent) if p.name < folder.name]
     advice = f"; the one before it is {older[-1]}" if older else "; there is none before it"
     if not (folder / "state.json").exists():
         raise ValueError(f"{folder} is not a tinyllm checkpoint: it has no state.json" + (advice if older else ""))
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        if state.get("format") != FORMAT:
+        if state["format"] != FORMAT or not isinstance(state["sha256"], dict):
             raise ValueError
-    except (ValueError, AttributeError):
+    except (ValueError, KeyError, TypeError):
         raise ValueError(f"{folder / 'state.json'} was not written by this version of tinyllm, or is "
                          f"damaged{advice}") from None
     for name, digest in state["sha256"].items():

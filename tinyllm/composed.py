@@ -137,6 +137,62 @@ def rope(x, cos, sin, interleaved=False):
     return pairs.reshape(x.shape)
 
 
+def rnn(x, h0, weight_ih, weight_hh, bias_ih=None, bias_hh=None):
+    """h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)"""
+    h, outs = _state(h0, x, weight_hh), []
+    for x_t in _steps(x):
+        h = (linear(x_t, weight_ih, bias_ih) + linear(h, weight_hh, bias_hh)).tanh()
+        outs.append(h)
+    return _sequence(outs), h
+
+
+def lstm(x, h0, c0, weight_ih, weight_hh, bias_ih=None, bias_hh=None):
+    """c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g), h_t = sigmoid(o) tanh(c_t)"""
+    h, c, outs = _state(h0, x, weight_hh), _state(c0, x, weight_hh), []
+    for x_t in _steps(x):
+        i, f, g, o = split(linear(x_t, weight_ih, bias_ih) + linear(h, weight_hh, bias_hh), h.shape[1], axis=1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        outs.append(h)
+    return _sequence(outs), h, c
+
+
+def gru(x, h0, weight_ih, weight_hh, bias_ih=None, bias_hh=None):
+    """h_t = (1 - z) n + z h_{t-1}:  z says how much of the state stays, n is what takes the place of the rest,
+
+        r = sigmoid(W_ir x_t + b_ir + W_hr h_{t-1} + b_hr),     n = tanh(W_in x_t + b_in + r * (W_hn h_{t-1} + b_hn)),
+        z = sigmoid(W_iz x_t + b_iz + W_hz h_{t-1} + b_hz)
+
+    Source: Cho et al. 2014, "Learning phrase representations", section 2.3. As in torch, r multiplies W_hn h + b_hn and
+    not h, so that one product serves all three, and the weights' rows are in the order r, z, n. This is no second view
+    of a fused operation, but what runs; hence F.linear.
+    """
+    h, outs = _state(h0, x, weight_hh), []
+    for a in _steps(F.linear(x, weight_ih, bias_ih)):
+        a_r, a_z, a_n = split(a, h.shape[1], axis=1)
+        b_r, b_z, b_n = split(F.linear(h, weight_hh, bias_hh), h.shape[1], axis=1)
+        r, z = (a_r + b_r).sigmoid(), (a_z + b_z).sigmoid()
+        n = (a_n + r * b_n).tanh()
+        h = n + z * (h - n)
+        outs.append(h)
+    return _sequence(outs), h
+
+
+def _state(first, x, weight_hh):
+    """The state before the first step: (B, H)"""
+    return _constant(np.zeros((x.shape[0], weight_hh.shape[1])), x) if first is None else first
+
+
+def _steps(x):
+    """(B, T, C) -> T tensors (B, C)"""
+    return [x_t.reshape(x.shape[0], x.shape[2]) for x_t in split(x, 1, axis=1)]
+
+
+def _sequence(steps):
+    """T tensors (B, H) -> (B, T, H)"""
+    return concatenate([h.reshape(h.shape[0], 1, h.shape[1]) for h in steps], axis=1)
+
+
 def dropout(x, p=0.5):
     """x * keep / (1 - p)"""
     rng, site = random.draw()
@@ -158,3 +214,23 @@ def cross_entropy(logits, targets, ignore_index=-100, reduction="mean", label_sm
 def linear_cross_entropy(x, weight, targets, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """cross_entropy of the logits x W^T"""
     return cross_entropy(linear(x, weight), targets, ignore_index, reduction, label_smoothing)
+
+
+def sample(logits, temperature=1.0, top_k=None, top_p=None, rng=None):
+    """argmax of logits / temperature + Gumbel noise over the tokens kept: a draw from their softmax (Gumbel 1954)
+
+    Top-k keeps a token if fewer than k are better. Of what it leaves, top-p keeps one if the better ones do not have
+    the mass p yet (Holtzman et al. 2019, eq. 2). There is nothing to differentiate: in NumPy and float64.
+    """
+    rng, site = random.draw() if rng is None else (rng, 0)
+    z = (logits.numpy() if isinstance(logits, Tensor) else np.asarray(logits)).astype(np.float64)   # (B, V)
+    if temperature == 0:
+        return z.argmax(axis=-1)
+    better = z[:, None, :] > z[:, :, None]                                  # [b, v, w]: w is better than v, (B, V, V)
+    kept = better.sum(axis=-1) < (top_k or z.shape[-1])
+    if top_p is not None:
+        p = softmax(Tensor(np.where(kept, z / temperature, -np.inf))).numpy()
+        kept &= np.where(better, p[:, None, :], 0).sum(axis=-1) < top_p
+    bits = backend.get("numpy").bits_of_rows(rng, z.shape, site)
+    noise = -np.log(-np.log(((bits >> np.uint32(9)) + 0.5) * 2**-23))       # 23 bits: a number inside (0, 1)
+    return np.where(kept, z / temperature + noise, -np.inf).argmax(axis=-1)

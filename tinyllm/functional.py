@@ -1,12 +1,13 @@
 """The operations on tensors, as a user calls them. The formulas and derivations stand in ops/, one file per family.
 
-Names and argument order are those of torch.nn.functional where it has the operation. Shapes: B batch, T and S time, C
-channels, V vocabulary, H heads, D head size. Wrong shapes raise ValueError (shapes.py).
+Most are called as in torch, but take less: norms, softmax and losses always work on the last axis. An axis is called
+`axis`, as in NumPy. Shapes: B batch, T and S time, C channels, V vocabulary, H heads, D head size. Wrong shapes and
+dtypes raise ValueError (shapes.py).
 """
 import numpy as np
 
-from . import backend, random
-from .tensor import Tensor, apply, wants
+from . import backend, random, shapes
+from .tensor import Tensor, apply, pair, wants
 
 
 def maximum(a, b):
@@ -41,7 +42,8 @@ def log_softmax(x):
 
 def where(condition, a, b):
     """a where condition (an array of booleans) holds, else b; all three broadcast."""
-    return apply("where", np.asarray(condition), *_operands(a, b))
+    condition = condition.data if isinstance(condition, Tensor) else np.asarray(condition)
+    return apply("where", condition, *_operands(a, b))
 
 
 def concatenate(tensors, axis=0):
@@ -52,7 +54,7 @@ def concatenate(tensors, axis=0):
 def split(x, sizes, axis=0):
     """A tuple of pieces along an axis; sizes: one length for all pieces, or a list of lengths."""
     if isinstance(sizes, (int, np.integer)):
-        n = x.shape[axis]
+        n = x.shape[shapes.axis("split", x, axis)]
         if sizes < 1:
             raise ValueError(f"split: a piece must be at least 1 long, not {sizes}; "
                              "give a length, or a list of lengths")
@@ -140,6 +142,38 @@ def rope(x, cos, sin, interleaved=False):
     return apply("rope", x, cos, sin, interleaved=interleaved)
 
 
+def rnn(x, h0, weight_ih, weight_hh, bias_ih=None, bias_hh=None):
+    """h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), step by step: x (B, T, C) -> h (B, T, H), h_last (B, H)
+
+    h0 (B, H) or None (zeros), weight_ih (H, C), weight_hh (H, H), biases (H,) or None. h_last continues the sequence:
+    it is the h0 of the next piece.
+    """
+    return apply("rnn", x, h0, weight_ih, weight_hh, bias_ih, bias_hh,
+                 needs=wants(x, h0, weight_ih, weight_hh, bias_ih, bias_hh))
+
+
+def lstm(x, h0, c0, weight_ih, weight_hh, bias_ih=None, bias_hh=None):
+    """An RNN with a memory c behind gates: x (B, T, C) -> h (B, T, H), h_last (B, H), c_last (B, H)
+
+    With i, f, g, o the four parts of W_ih x_t + b_ih + W_hh h_{t-1} + b_hh: c_t = sigmoid(f) c_{t-1} + sigmoid(i)
+    tanh(g), h_t = sigmoid(o) tanh(c_t). h0, c0 (B, H) or None (zeros), weight_ih (4H, C), weight_hh (4H, H), biases
+    (4H,) or None.
+    """
+    return apply("lstm", x, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh,
+                 needs=wants(x, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh))
+
+
+def gru(x, h0, weight_ih, weight_hh, bias_ih=None, bias_hh=None):
+    """Between rnn() and lstm(), two gates and one state: x (B, T, C) -> h (B, T, H), h_last (B, H)
+
+    h0 (B, H) or None (zeros), weight_ih (3H, C), weight_hh (3H, H), biases (3H,) or None. It is no operation of its
+    own: composed.py spells it out in others, and it takes longer than an lstm().
+    """
+    from . import composed              # which imports this file
+    shapes.check("gru", (x, h0, weight_ih, weight_hh, bias_ih, bias_hh), {})
+    return composed.gru(x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
+
+
 def dropout(x, p=0.5):
     """Zero each element with probability p and scale the others by 1/(1-p). While training only: nn.Dropout decides."""
     if p == 0:
@@ -176,17 +210,16 @@ def sample(logits, temperature=1.0, top_k=None, top_p=None, rng=None):
 
     rng: an array (seed, step) for a draw that can be repeated; None takes the next one after tinyllm.manual_seed().
     """
-    if temperature < 0 or (top_k or 0) < 0 or not 0 < (1 if top_p is None else top_p):
-        raise ValueError("sample: temperature must be 0 or more, top_k 0 or more, top_p above 0; "
-                         f"got {temperature}, {top_k}, {top_p}")
-    data = logits.data if isinstance(logits, Tensor) else logits
+    data = logits.data if isinstance(logits, Tensor) else shapes.numbers(logits)
+    options = dict(temperature=temperature, top_k=top_k, top_p=top_p)
+    shapes.check("sample", (data,), options)
     rng, site = random.draw() if rng is None else (rng, 0)
-    return backend.of(data).sample(data, rng, temperature=temperature, top_k=top_k, top_p=top_p, site=site)
+    return backend.of(data).sample(data, rng, **options, site=site)
 
 
 def _operands(a, b):
-    """Two operands of which one may be a number or an array."""
-    return (a, a._operand(b)) if isinstance(a, Tensor) else (b._operand(a), b) if isinstance(b, Tensor) else (a, b)
+    """Two operands of which one may be a number or an array; without any Tensor, apply() says what is missing."""
+    return pair(a, b) if isinstance(a, Tensor) or isinstance(b, Tensor) else (a, b)
 
 
 def _limits(lengths):

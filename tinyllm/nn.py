@@ -3,15 +3,16 @@ import math
 
 import numpy as np
 
-from . import backend, functional as F, random
-from .tensor import Tensor
+from . import backend, functional as F, random, shapes
+from .tensor import Tensor, wants
 
 
 class Module:
-    """A piece of a model: its Tensors are parameters, its Modules (or lists of them) are parts.
+    """A piece of a model: its Tensors are parameters, its Modules are parts.
 
-    Both are found by looking at the attributes, in the order in which __init__ set them; a parameter's name is the path
-    to it, such as "h.0.attn.c_attn.weight". A subclass sets attributes and defines forward().
+    Both are found by looking at the attributes, and into lists, tuples and dicts among them, in the order in which
+    __init__ set them; a parameter's name is the path to it, such as "h.0.attn.c_attn.weight". A subclass sets
+    attributes and defines forward().
     """
 
     training = True
@@ -21,11 +22,7 @@ class Module:
 
     def named_parameters(self, prefix=""):
         """(name, Tensor) for every parameter; one that is used in two places has its first name only."""
-        seen = set()
-        for name, value in self._walk(prefix):
-            if isinstance(value, Tensor) and id(value) not in seen:
-                seen.add(id(value))
-                yield name, value
+        return ((name, value) for name, value in _parts(vars(self), prefix, {id(self)}) if isinstance(value, Tensor))
 
     def parameters(self):
         """All parameters, in the order of named_parameters()."""
@@ -34,20 +31,7 @@ class Module:
     def modules(self):
         """This module and all its parts, parts of parts included."""
         yield self
-        yield from (value for _, value in self._walk("") if isinstance(value, Module))
-
-    def _walk(self, prefix):
-        for name, value in vars(self).items():
-            path = prefix + name
-            if isinstance(value, (Tensor, Module)):
-                yield path, value
-            if isinstance(value, Module):
-                yield from value._walk(path + ".")
-            elif isinstance(value, (list, tuple)):
-                for i, item in enumerate(value):
-                    if isinstance(item, Module):
-                        yield f"{path}.{i}", item
-                        yield from item._walk(f"{path}.{i}.")
+        yield from (value for _, value in _parts(vars(self), "", {id(self)}) if isinstance(value, Module))
 
     def state_dict(self):
         """name -> NumPy array, a copy of every parameter."""
@@ -58,18 +42,11 @@ class Module:
         all must fit, or none is touched and ValueError says which.
         """
         own = dict(self.named_parameters())
-        shape = lambda array: tuple(np.shape(array))
-        problems = {
-            "missing": [name for name in own if name not in state],
-            "unexpected": [name for name in state if name not in own],
-            "mis-shaped": [f"{name} is {shape(state[name])}, should be {own[name].shape}"
-                           for name in own if name in state and shape(state[name]) != own[name].shape],
-        }
-        if any(problems.values()):
-            found = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
-            turned = any(shape(state[n])[::-1] == p.shape
-                         for n, p in own.items() if n in state and shape(state[n]) != p.shape)
-            raise ValueError(f"load_state_dict of {type(self).__name__}: {found}; nothing was loaded"
+        problem = shapes.mismatch({name: p.shape for name, p in own.items()}, state)
+        if problem:
+            turned = any(np.shape(state[name])[::-1] == p.shape != np.shape(state[name])
+                         for name, p in own.items() if name in state)
+            raise ValueError(f"load_state_dict of {type(self).__name__}: {problem}; nothing was loaded"
                              + ("; a mis-shaped weight is transposed (Linear stores (out_features, in_features))"
                                 if turned else "; does the file belong to a model of this configuration?"))
         for name, p in own.items():
@@ -100,6 +77,18 @@ class Module:
     def num_parameters(self):
         """How many numbers are learned; shared parameters count once."""
         return sum(math.prod(p.shape) for p in self.parameters())
+
+
+def _parts(container, prefix, seen):
+    """(path, value) for the Tensors and Modules in a dict, list or tuple, and in what is in it; each one once."""
+    for key, value in container.items() if isinstance(container, dict) else enumerate(container):
+        if isinstance(value, (Tensor, Module)) and id(value) not in seen:
+            seen.add(id(value))
+            yield f"{prefix}{key}", value
+            if isinstance(value, Module):
+                yield from _parts(vars(value), f"{prefix}{key}.", seen)
+        elif isinstance(value, (dict, list, tuple)):
+            yield from _parts(value, f"{prefix}{key}.", seen)
 
 
 def normal(*shape, std=0.02):
@@ -169,6 +158,11 @@ class RMSNorm(Module):
     def forward(self, x):
         return F.rms_norm(x, self.weight, self.eps)
 
+    def add(self, x, branch):
+        """The sum x + branch, and the sum normalised; in two steps."""
+        total = x + branch
+        return total, self(total)
+
 
 class Dropout(Module):
     """While training, zero each element with probability p and scale the rest by 1/(1-p); nothing after eval()."""
@@ -221,6 +215,8 @@ class KVCache:
 
     def append(self, k, v):
         """Store the new positions' k and v (B, T, H, D); return those of all positions so far, as tensors."""
+        if any(wants(k, v)):
+            raise RuntimeError("KVCache: gradients do not pass through a cache; use it inside `with no_grad():`")
         end = self.used + k.shape[1]
         if end > self.k.shape[1]:
             raise ValueError(f"KVCache: {end} positions do not fit into a cache of {self.k.shape[1]}; "
@@ -240,3 +236,62 @@ class MLP(Module):
 
     def forward(self, x):
         return F.mlp(x, self.c_fc.weight, self.c_fc.bias, self.c_proj.weight, self.c_proj.bias)
+
+
+class Recurrent(Module):
+    """What RNN, LSTM and GRU share: num_layers layers, each of which reads what the one below it wrote.
+
+    x (B, T, input_size) -> out (B, T, hidden_size), and the state after the last step: (num_layers, B, hidden_size).
+    In x and out the batch always comes first, as with batch_first=True in torch. Parameters have torch's names and, as
+    there, start uniform in +-1/sqrt(hidden_size). dropout: of what one layer hands to the next.
+    """
+
+    cell, gates, states = None, 1, ("h",)       # the operation, how many gates its weights hold, and its states
+
+    def __init__(self, input_size, hidden_size, num_layers=1, dropout=0.0):
+        self.hidden_size, self.num_layers, self.drop = hidden_size, num_layers, Dropout(dropout)
+        rows, bound = self.gates * hidden_size, 1 / math.sqrt(hidden_size)
+        for layer in range(num_layers):
+            sizes = {"weight_ih": (rows, hidden_size if layer else input_size), "weight_hh": (rows, hidden_size),
+                     "bias_ih": (rows,), "bias_hh": (rows,)}
+            for name, shape in sizes.items():
+                values = random.weights().uniform(-bound, bound, shape).astype(np.float32)
+                setattr(self, f"{name}_l{layer}", Tensor(values, requires_grad=True))
+
+    def forward(self, x, state=None):
+        """(out, state after the last step); state: what an earlier call returned, to continue from; None: zeros."""
+        before, after = self._unpack(x, state), []
+        for layer in range(self.num_layers):
+            weights = [getattr(self, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+            x = self.drop(x) if layer else x
+            x, *last = self.cell(x, *(s if s is None else s[layer] for s in before), *weights)
+            after.append([s.reshape(1, *s.shape) for s in last])                    # (1, B, H)
+        after = tuple(F.concatenate(layers) for layers in zip(*after))              # (num_layers, B, H)
+        return x, after if len(after) > 1 else after[0]
+
+    def _unpack(self, x, state):
+        """The states of all layers, one for each of self.states; ValueError if they are not."""
+        if state is None:
+            return (None,) * len(self.states)
+        state = tuple(state) if isinstance(state, (tuple, list)) else (state,)
+        wanted = (self.num_layers, x.shape[0], self.hidden_size)
+        if [s.shape for s in state] != [wanted] * len(self.states):
+            raise ValueError(f"{type(self).__name__}: the state must be {' and '.join(self.states)} of shape {wanted}, "
+                             f"(num_layers, batch, hidden_size), not {', '.join(str(s.shape) for s in state)}; give "
+                             "None, or what an earlier call for as many texts returned")
+        return state
+
+
+class RNN(Recurrent):
+    """h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh); the state is h."""
+    cell = staticmethod(F.rnn)
+
+
+class LSTM(Recurrent):
+    """An RNN whose memory c is written and read through gates (ops/recurrent.py); the state is (h, c)."""
+    cell, gates, states = staticmethod(F.lstm), 4, ("h", "c")
+
+
+class GRU(Recurrent):
+    """An RNN with two gates (composed.py); the state is h."""
+    cell, gates = staticmethod(F.gru), 3

@@ -10,7 +10,8 @@ import math
 
 import numpy as np
 
-from . import backend
+from . import backend, shapes
+from .tensor import Tensor
 
 
 class Optimizer:
@@ -23,9 +24,7 @@ class Optimizer:
     buffers = ()
 
     def __init__(self, params, lr, weight_decay=0.0):
-        learned = [p for p in params if p.requires_grad]
-        if not learned:
-            raise ValueError(f"{type(self).__name__}: there is no parameter that requires a gradient")
+        learned = self._checked(params)
         self.params = [p for p in learned if p.ndim >= 2] + [p for p in learned if p.ndim < 2]
         self.lr, self.weight_decay, self.steps = lr, weight_decay, 0
         self.ops = backend.of(self.params[0].data)
@@ -45,6 +44,26 @@ class Optimizer:
         self.hyper = self.ops.from_numpy(np.array([lr, 0.0]))           # what changes from step to step (ops/optim.py)
         self._gather_parameters()
 
+    def _checked(self, params):
+        """The parameters that learn, each once; TypeError or ValueError if they cannot go into one buffer."""
+        name = type(self).__name__
+        if not hasattr(params, "__iter__") or isinstance(params, (Tensor, str)):
+            raise TypeError(f"{name}: give it a list of Tensors, such as model.parameters(), "
+                            f"not a {type(params).__name__}")
+        params = list(params)
+        for i, p in enumerate(params):
+            if not isinstance(p, Tensor):
+                raise TypeError(f"{name}: parameter {i} is no Tensor but a {type(p).__name__}; "
+                                "give it a list of Tensors, such as model.parameters()")
+        learned = [p for p in dict.fromkeys(params) if p.requires_grad]
+        kinds = sorted({_kind(p.data) for p in learned})
+        if not kinds:
+            raise ValueError(f"{name}: there is no parameter that requires a gradient, among {len(params)} given")
+        if len(kinds) > 1:
+            raise ValueError(f"{name}: all parameters must be of one dtype, on one backend, not {' and '.join(kinds)}; "
+                             "move the whole model with model.to(...)")
+        return learned
+
     def _zeros(self, dtype):
         array = self.ops.empty((self.stretches[-1].stop,), dtype)
         array[...] = 0
@@ -53,13 +72,17 @@ class Optimizer:
     def _gather_parameters(self):
         """Make every parameter a view of its stretch; one whose data somebody else has changed is copied in again."""
         for i, (p, view, stretch) in enumerate(zip(self.params, self.views, self.stretches)):
-            if p._version != self.versions[i]:
+            if p._version[0] != self.versions[i]:
                 if p.data is not view:
+                    if _kind(p.data) != _kind(view) or p.shape != tuple(view.shape):
+                        raise ValueError(f"{type(self).__name__}: a parameter of shape {tuple(view.shape)}, "
+                                         f"{_kind(view)}, has become {p.shape}, {_kind(p.data)}; make the optimizer "
+                                         "after model.to(...)")
                     view[...] = p.data
                     p.data = view
                 if self.working is not None:
                     self.flat[stretch] = view.reshape(-1)
-                self.versions[i] = p._version
+                self.versions[i] = p._version[0]
 
     def zero_grad(self):
         """Forget all gradients."""
@@ -98,7 +121,7 @@ class Optimizer:
                             weight_decay=weight_decay, max_norm=max_norm)
         for i, p in enumerate(self.params):
             p.data = p.data             # tells the tape that the values changed
-            self.versions[i] = p._version
+            self.versions[i] = p._version[0]
         return norm
 
     def state_dict(self):
@@ -108,21 +131,30 @@ class Optimizer:
                         "shapes": [list(p.shape) for p in self.params]}
 
     def load_state_dict(self, arrays, numbers):
-        """Continue from a state_dict(); ValueError if it belongs to another optimizer or model."""
+        """Continue from a state_dict(); ValueError, and nothing is loaded, if it is another optimizer's or model's."""
         own = self.state_dict()[1]
         for key in ("optimizer", "shapes"):
             if numbers.get(key) != own[key]:
                 raise ValueError(f"{type(self).__name__}.load_state_dict: the state is that of another {key} "
                                  f"({numbers.get(key)}, not {own[key]}); "
                                  "resume with the settings that it was saved with")
+        buffers = self._saved()
+        scalars = {key: numbers[key] for key in ("steps", "lr") if key in numbers}
+        problem = shapes.mismatch({"steps": (), "lr": ()} | {k: b.shape for k, b in buffers.items()}, arrays | scalars)
+        if problem:
+            raise ValueError(f"{type(self).__name__}.load_state_dict: {problem}; nothing was loaded")
         self.steps, self.lr = numbers["steps"], numbers["lr"]
         self._gather_parameters()
-        for name, buffer in self._saved().items():
+        for name, buffer in buffers.items():
             buffer[...] = self.ops.from_numpy(arrays[name], dtype=buffer.dtype)
 
     def _saved(self):
         """The buffers that a checkpoint needs besides the model's parameters."""
         return self.state if self.working is None else {**self.state, "master": self.flat}
+
+
+def _kind(array):
+    return f"{str(array.dtype).removeprefix('torch.')} on {backend.of(array).name}"
 
 
 class SGD(Optimizer):

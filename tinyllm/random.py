@@ -1,6 +1,8 @@
 """Where randomness starts: one seed for initial weights, dropout and sampling."""
 import numpy as np
 
+from . import ops
+
 _state = {"seed": 0, "step": 0, "site": 0}
 _weights = np.random.default_rng(0)
 
@@ -8,8 +10,15 @@ _weights = np.random.default_rng(0)
 def manual_seed(seed):
     """Start again from `seed` (0 <= seed < 2^63): the same seed gives the same weights, dropout masks and samples."""
     global _weights
-    set_state({"seed": int(seed), "step": 0, "site": 0})
+    set_state({"seed": check_seed(seed), "step": 0, "site": 0})
     _weights = np.random.default_rng(seed)
+
+
+def check_seed(seed):
+    """A seed as a Python integer; ValueError if it is none."""
+    if not 0 <= seed < 2**63 or seed != int(seed):
+        raise ValueError(f"a seed is a whole number from 0 to below 2^63, not {seed}")
+    return int(seed)
 
 
 def weights():
@@ -19,13 +28,21 @@ def weights():
 
 def draw():
     """(rng, site) for one random operation: rng = array (seed, step),
-    site = how many were drawn before it in this step.
+    site = how many random operations came before it in this step.
 
-    Together they are the counter of ops/random.py, so no two operations ever see the same numbers.
+    The seed is the key of ops/random.py; step and site go into its counter, next to the number of the element. So no
+    two operations of a run see the same numbers, and who goes back to a step, or a state, sees the same ones again.
     """
     site = _state["site"]
     _state["site"] += 1
     return np.array([_state["seed"], _state["step"]], np.int64), site
+
+
+def new_seed():
+    """A seed for a stream of its own, such as one generated text: drawn like all else, so manual_seed() decides it."""
+    rng, site = draw()
+    high, low = ops.first_bits(rng, 2, site).tolist()
+    return (high >> 1) << 32 | low                      # 63 bits
 
 
 def next_step(step=None):

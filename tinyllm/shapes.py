@@ -8,6 +8,23 @@ import math
 import numpy as np
 
 
+def numbers(data):
+    """A number, a nested list of numbers or an array, as an array; TypeError for anything else."""
+    array = data if type(data).__module__ == "torch" else np.asarray(data)
+    if getattr(array.dtype, "kind", "f") not in "biuf":
+        what = f"{array.dtype} array" if isinstance(data, np.ndarray) else type(data).__name__
+        raise TypeError(f"a Tensor holds numbers: give it a number, a list of numbers or an array of them, not {what} "
+                        f"{str(data)[:30]!r}")
+    return array
+
+
+def axis(name, x, number):
+    """One axis of x, counted from the front; ValueError if x has no such axis."""
+    if not -x.ndim <= number < x.ndim:
+        _fail(name, f"there is no axis {number}", f"x has {x.ndim} axes", x=x)
+    return number % x.ndim
+
+
 def is_float(array):
     """Whether an array of either backend holds floating-point numbers."""
     kind = getattr(array.dtype, "kind", None)           # NumPy has it, torch has is_floating_point
@@ -20,11 +37,26 @@ def is_integer(array):
     return kind in "iu" if kind else not (array.dtype.is_floating_point or array.dtype.is_complex)
 
 
+def mismatch(own, state):
+    """What is wrong with a state of named arrays, in words; own: the right names and shapes. Empty if all fits."""
+    wrong = [name for name in own if name in state and np.shape(state[name]) != tuple(own[name])]
+    problems = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own],
+        "mis-shaped": [f"{name} is {np.shape(state[name])}, should be {tuple(own[name])}" for name in wrong],
+    }
+    return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+
+
 def check(name, arrays, options):
     """Raise ValueError if the arrays do not fit operation `name`."""
     rule = RULES.get(name)
     if rule:
         rule(name, arrays, options)
+    for i, array in enumerate(arrays[:FLOATS.get(name, 0)]):
+        if array is not None and not is_float(array):
+            raise ValueError(f"{name}: argument {i} must be floating point, not {array.dtype}; convert it, with "
+                             ".cast(np.float32) for a tensor or .astype(np.float32) for an array")
     dtypes = {a.dtype for a in arrays if a is not None and is_float(a)}
     if len(dtypes) > 1 and not (name == "rope" and arrays[0].dtype.itemsize == 2):     # its tables may stay float32
         names = sorted(str(d).removeprefix("torch.") for d in dtypes)
@@ -42,7 +74,7 @@ def _integers(name, what, array):
         raise ValueError(f"{name}: {what} must be integers, not {array.dtype}; use {what}.astype(np.int64)")
 
 
-def _broadcast(name, arrays, options):
+def _broadcast(name, arrays, options, labels=("a", "b")):
     if len({tuple(a.shape) for a in arrays}) == 1:
         return
     try:
@@ -52,7 +84,11 @@ def _broadcast(name, arrays, options):
         padded = [(1,) * (longest - a.ndim) + tuple(a.shape) for a in arrays]
         axis = max(i for i, sizes in enumerate(zip(*padded)) if len(set(sizes) - {1}) > 1) - longest
         _fail(name, f"the shapes disagree in axis {axis}", "sizes must be equal or 1, counted from the last axis; "
-              "perhaps one side needs .reshape(...) or .transpose(-1, -2)", **dict(zip(("a", "b", "c"), arrays)))
+              "perhaps one side needs .reshape(...) or .transpose(-1, -2)", **dict(zip(labels, arrays)))
+
+
+def _where(name, arrays, options):
+    _broadcast(name, arrays, options, ("condition", "a", "b"))
 
 
 def _matmul(name, arrays, options):
@@ -96,8 +132,9 @@ def _mlp(name, arrays, options):
 def _embedding(name, arrays, options):
     ids, weight = arrays
     _integers(name, "ids", ids)
-    if weight.ndim != 2:
-        _fail(name, "weight must be a matrix", "it is (vocabulary, features)", weight=weight)
+    if weight.ndim != 2 or not is_float(weight):
+        _fail(name, f"weight must be a matrix of floating-point numbers, not {weight.dtype}",
+              "it is (vocabulary, features)", weight=weight)
 
 
 def _norm(name, arrays, options):
@@ -155,6 +192,26 @@ def _attention_options(name, batch, start, end, rng, options):
         _probability(name, rng, options["dropout"])
 
 
+def _recurrent(name, arrays, options):
+    x, *states, weight_ih, weight_hh, bias_ih, bias_hh = arrays
+    gates = {"rnn": 1, "gru": 3, "lstm": 4}[name]
+    if x.ndim != 3 or x.shape[1] < 1:
+        _fail(name, "x must be (B, T, C) with at least one step", "one text is a batch of one: x[None]", x=x)
+    (B, _, C), hidden = x.shape, weight_hh.shape[-1] if weight_hh.ndim else 0
+    rows = f"{gates} * {hidden}" if gates > 1 else hidden
+    if tuple(weight_hh.shape) != (gates * hidden, hidden) or tuple(weight_ih.shape) != (gates * hidden, C):
+        _fail(name, f"weight_ih must be ({rows}, {C}) and weight_hh ({rows}, {hidden})", "a row for each feature of "
+              "the state" + (" and each gate" if gates > 1 else ""), x=x, weight_ih=weight_ih, weight_hh=weight_hh)
+    for label, state in zip(("h0", "c0"), states):
+        if state is not None and tuple(state.shape) != (B, hidden):
+            _fail(name, f"{label} must be ({B}, {hidden})", "one state per batch row, or None for zeros",
+                  **{label: state})
+    for label, bias in (("bias_ih", bias_ih), ("bias_hh", bias_hh)):
+        if bias is not None and tuple(bias.shape) != (gates * hidden,):
+            _fail(name, f"{label} must have shape ({gates * hidden},)", "one number per row of its weight",
+                  **{label: bias})
+
+
 def _dropout(name, arrays, options):
     _probability(name, arrays[1], options["p"])
 
@@ -193,10 +250,10 @@ def _targets(name, x, targets, options):
 
 
 def _axis(name, arrays, options):
-    (x,), axis = arrays, options.get("axis")
-    axes = () if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    if any(not -x.ndim <= a < x.ndim for a in axes):
-        _fail(name, f"there is no axis {axis}", f"x has {x.ndim} axes", x=x)
+    (x,), axes = arrays, options.get("axis")
+    axes = [axis(name, x, a) for a in (() if axes is None else axes if isinstance(axes, tuple) else (axes,))]
+    if len(set(axes)) < len(axes):
+        _fail(name, f"axis {max(axes, key=axes.count)} is named twice", "name each axis once", x=x)
     if name == "max" and 0 in ([x.shape[a] for a in axes] or [math.prod(x.shape)]):
         _fail(name, "there is no maximum of nothing", "skip empty tensors", x=x)
 
@@ -215,19 +272,30 @@ def _permute(name, arrays, options):
 
 
 def _concatenate(name, arrays, options):
-    first, axis = arrays[0], options.get("axis", 0)
-    if not -first.ndim <= axis < first.ndim:
-        _fail(name, f"there is no axis {axis}", "give an axis that the tensors have", first=first)
-    rest = [[n for i, n in enumerate(a.shape) if i != axis % first.ndim] for a in arrays]
+    first = arrays[0]
+    along = axis(name, first, options.get("axis", 0))
+    rest = [[n for i, n in enumerate(a.shape) if i != along] for a in arrays]
     if any(a.ndim != first.ndim for a in arrays) or any(r != rest[0] for r in rest):
-        _fail(name, f"all axes but {axis} must agree", "check the shapes",
+        _fail(name, f"all axes but {along} must agree", "check the shapes",
               **{f"tensor {i}": a for i, a in enumerate(arrays)})
 
 
 def _split(name, arrays, options):
-    (x,), axis = arrays, options.get("axis", 0)
-    if not -x.ndim <= axis < x.ndim or sum(options["sizes"]) != x.shape[axis]:
-        _fail(name, f"the sizes {options['sizes']} must add up to the length of axis {axis}", "check the sizes", x=x)
+    (x,), sizes = arrays, options["sizes"]
+    along = axis(name, x, options.get("axis", 0))
+    if sum(sizes) != x.shape[along] or min(sizes, default=0) < 0:
+        _fail(name, f"the sizes {sizes} must be 0 or more and add up to the length of axis {along}",
+              "give a length, or a list of lengths", x=x)
+
+
+def _sample(name, arrays, options):
+    (logits,), temperature, top_k, top_p = arrays, options["temperature"], options["top_k"] or 0, options["top_p"]
+    if logits.ndim != 2 or not logits.shape[1]:
+        _fail(name, "logits must be (B, V)", "one text is a batch of one: logits[None]", logits=logits)
+    if not 0 <= temperature <= 1e30 or top_k < 0 or top_k != int(top_k) or not 0 < (1 if top_p is None else top_p) <= 1:
+        raise ValueError(f"{name}: temperature must be a number from 0 to 1e30, top_k a whole number from 0 on, and "
+                         f"top_p above 0 and at most 1; got temperature={temperature}, top_k={options['top_k']}, "
+                         f"top_p={top_p}")
 
 
 def _gelu(name, arrays, options):
@@ -236,12 +304,18 @@ def _gelu(name, arrays, options):
 
 
 RULES = dict(
-    gelu=_gelu,
+    gelu=_gelu, sample=_sample,
     add=_broadcast, sub=_broadcast, mul=_broadcast, div=_broadcast, pow=_broadcast,
-    maximum=_broadcast, where=_broadcast,
+    maximum=_broadcast, where=_where,
     sum=_axis, mean=_axis, max=_axis, reshape=_reshape, permute=_permute, concatenate=_concatenate, split=_split,
     matmul=_matmul, linear=_linear, linear_gelu=_linear, mlp=_mlp, embedding=_embedding,
     layer_norm=_norm, rms_norm=_norm,
     add_layer_norm=_add_layer_norm, swiglu=_same, attention=_attention, self_attention=_self_attention, rope=_rope,
+    rnn=_recurrent, lstm=_recurrent, gru=_recurrent,
     dropout=_dropout, cross_entropy=_cross_entropy, linear_cross_entropy=_linear_cross_entropy,
+)
+FLOATS = dict(      # how many of the arguments, from the first on, must be floating point
+    erf=1, gelu=1, silu=1, swiglu=2, linear=3, linear_gelu=3, mlp=5, layer_norm=3, add_layer_norm=4, rms_norm=2,
+    softmax=1, log_softmax=1, attention=4, self_attention=1, rope=3, rnn=6, lstm=7, gru=6, dropout=1, sample=1,
+    cross_entropy=1, linear_cross_entropy=2,
 )

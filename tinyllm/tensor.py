@@ -27,10 +27,7 @@ _numbers = itertools.count()
 
 
 class Node:
-    """One operation on the tape: how its outputs came about.
-
-    It keeps its inputs alive, and with them the whole graph.
-    """
+    """One operation on the tape: how its outputs came about. It keeps its inputs alive, and so the whole graph."""
 
     __slots__ = ("number", "name", "inputs", "saved", "versions", "n_outputs", "douts")
 
@@ -39,7 +36,7 @@ class Node:
         self.name = name
         self.inputs = inputs            # Tensors, arrays, or None, as they were passed
         self.saved = saved              # for X_backward; opaque here
-        self.versions = tuple(t._version if isinstance(t, Tensor) else 0 for t in inputs)
+        self.versions = tuple(t._version[0] if isinstance(t, Tensor) else 0 for t in inputs)
         self.n_outputs = n_outputs
         self.douts = None               # the gradients that arrived, kept by backward(retain_graph=True) for draw()
 
@@ -57,12 +54,11 @@ def apply(name, *inputs, **options):
     if not tensors:
         raise TypeError(f"{name}: none of its inputs is a Tensor; wrap an array with tinyllm.Tensor(array)")
     ops = backend.of(tensors[0]._data)
-    arrays = [t._data if isinstance(t, Tensor) else t for t in inputs]
     if any(backend.of(t._data) is not ops for t in tensors):
         places = ", ".join(backend.of(t._data).name for t in tensors)
         raise ValueError(f"{name}: its tensors live on different backends ({places}); move one with .to(...)")
-    if ops.name != "numpy":                 # plain NumPy arrays, such as token ids, travel
-        arrays = [ops.from_numpy(a) if isinstance(a, np.ndarray) else a for a in arrays]
+    arrays = [t._data if isinstance(t, Tensor) else     # a plain array, such as token ids, is copied: its owner may
+              ops.from_numpy(t) if isinstance(t, np.ndarray) else t for t in inputs]    # change it before backward()
     shapes.check(name, arrays, options)
     out, saved = backend.operation(ops, name + "_forward")(*arrays, **options)
     outs = out if isinstance(out, tuple) else (out,)
@@ -78,8 +74,8 @@ def apply(name, *inputs, **options):
 class Tensor:
     """An array with a gradient.
 
-    data: a number, a (nested) list, or an array; it is copied. Numbers and lists become float32, arrays keep their
-    dtype. requires_grad: whether backward() shall compute `grad` = d loss / d this; floating point only.
+    data: a number, a (nested) list of numbers, or an array; it is copied. Numbers and lists become float32, arrays keep
+    their dtype. requires_grad: whether backward() shall compute `grad` = d loss / d this; floating point only.
     """
 
     __slots__ = ("_data", "grad", "requires_grad", "node", "index", "_version", "__weakref__")
@@ -88,10 +84,11 @@ class Tensor:
     def __init__(self, data, requires_grad=False):
         if isinstance(data, Tensor):
             data = data._data
+        numbers = shapes.numbers(data)
         if backend.is_array(data):
             data = backend.of(data).copy(data)
         else:
-            data = np.array(data, dtype=None if isinstance(data, np.generic) else np.float32)
+            data = numbers if isinstance(data, np.generic) else numbers.astype(np.float32)
         if requires_grad and not shapes.is_float(data):
             raise ValueError(f"Tensor: only floating-point tensors can require a gradient, this one is {data.dtype}; "
                              "convert it first, for example with array.astype(np.float32)")
@@ -109,7 +106,7 @@ class Tensor:
     def _set(self, data, node, index):
         self._data, self.node, self.index = data, node, index
         self.grad = None                # an array like data, once backward() has reached this leaf
-        self._version = 0               # counts in-place changes; backward() refuses stale data
+        self._version = [0]             # counts in-place changes; backward() refuses stale data
 
     @property
     def data(self):
@@ -118,8 +115,9 @@ class Tensor:
 
     @data.setter
     def data(self, array):
-        self._data = array
-        self._version += 1
+        if array is not self._data:                 # detached ones keep the old array, and its count
+            self._data, self._version = array, self._version.copy()
+        self._version[0] += 1
 
     @property
     def shape(self):
@@ -190,8 +188,10 @@ class Tensor:
         return gradient
 
     def detach(self):
-        """The same array, cut off from the tape."""
-        return Tensor._of(self._data)
+        """The same array, cut off from the tape; changed in place through one, it counts as changed for both."""
+        tensor = Tensor._of(self._data)
+        tensor._version = self._version
+        return tensor
 
     def numpy(self):
         """The values as a NumPy array (shared memory where that is possible)."""
@@ -202,9 +202,7 @@ class Tensor:
         return self.numpy().item()
 
     def to(self, name, dtype=None):
-        """A new leaf with the same values on backend "numpy" or "triton", as `dtype` if given;
-        gradients do not cross.
-        """
+        """A new leaf with the same values on backend "numpy" or "triton", as `dtype` if given; no gradient crosses."""
         moved = Tensor._of(backend.get(name).from_numpy(self.numpy(), dtype=dtype))
         moved.requires_grad = self.requires_grad
         return moved
@@ -218,36 +216,21 @@ class Tensor:
             raise TypeError("len() of a tensor with no dimensions")
         return self.shape[0]
 
-    def __iter__(self):
-        return (self[i] for i in range(len(self)))
-
-    def __float__(self):
-        return float(self.item())
-
-    def __bool__(self):
-        return bool(self.item())        # `if loss:`; item() refuses more than one element
-
-    def _operand(self, other):
-        """The other side of + - * /: a number takes this tensor's dtype, an array becomes a constant tensor."""
-        if isinstance(other, Tensor):
-            return other
-        if isinstance(other, (int, float, np.generic)):
-            dtype = self.dtype if shapes.is_float(self._data) else None
-            return Tensor._of(backend.of(self._data).from_numpy(np.array(other), dtype=dtype))
-        return Tensor(other)
-
-    def __add__(self, other): return apply("add", self, self._operand(other))
-    def __radd__(self, other): return apply("add", self._operand(other), self)
-    def __sub__(self, other): return apply("sub", self, self._operand(other))
-    def __rsub__(self, other): return apply("sub", self._operand(other), self)
-    def __mul__(self, other): return apply("mul", self, self._operand(other))
-    def __rmul__(self, other): return apply("mul", self._operand(other), self)
-    def __truediv__(self, other): return apply("div", self, self._operand(other))
-    def __rtruediv__(self, other): return apply("div", self._operand(other), self)
-    def __pow__(self, other): return _with_needs("pow", self, self._operand(other))
-    def __rpow__(self, other): return _with_needs("pow", self._operand(other), self)
-    def __matmul__(self, other): return _with_needs("matmul", self, self._operand(other))
-    def __rmatmul__(self, other): return _with_needs("matmul", self._operand(other), self)
+    def __iter__(self): return (self[i] for i in range(len(self)))
+    def __float__(self): return float(self.item())
+    def __bool__(self): return bool(self.item())        # `if loss:`; item() refuses more than one element
+    def __add__(self, other): return apply("add", *pair(self, other))
+    def __radd__(self, other): return apply("add", *pair(other, self))
+    def __sub__(self, other): return apply("sub", *pair(self, other))
+    def __rsub__(self, other): return apply("sub", *pair(other, self))
+    def __mul__(self, other): return apply("mul", *pair(self, other))
+    def __rmul__(self, other): return apply("mul", *pair(other, self))
+    def __truediv__(self, other): return apply("div", *pair(self, other))
+    def __rtruediv__(self, other): return apply("div", *pair(other, self))
+    def __pow__(self, other): return _with_needs("pow", *pair(self, other))
+    def __rpow__(self, other): return _with_needs("pow", *pair(other, self))
+    def __matmul__(self, other): return _with_needs("matmul", *pair(self, other))
+    def __rmatmul__(self, other): return _with_needs("matmul", *pair(other, self))
     def __neg__(self): return apply("neg", self)
     def exp(self): return apply("exp", self)
     def log(self): return apply("log", self)
@@ -261,19 +244,50 @@ class Tensor:
     def max(self, axis=None, keepdims=False): return apply("max", self, axis=_axes(axis), keepdims=keepdims)
     def reshape(self, *shape): return apply("reshape", self, shape=_flat(shape))
     def permute(self, *axes): return apply("permute", self, axes=_flat(axes))
-    def cast(self, dtype): return apply("cast", self, dtype=dtype)
-    def __getitem__(self, index): return apply("getitem", self, index=index)
+    def __getitem__(self, index): return apply("getitem", self, index=_own(index))
 
     def transpose(self, axis1, axis2):
         """Swap two axes."""
-        axes = list(range(self.ndim))
-        axes[axis1], axes[axis2] = axes[axis2], axes[axis1]
-        return self.permute(axes)
+        i, j = (shapes.axis("transpose", self, axis) for axis in (axis1, axis2))
+        return self.permute([{i: j, j: i}.get(axis, axis) for axis in range(self.ndim)])
+
+    def cast(self, dtype):
+        """The same numbers as another type; ValueError if a gradient would have to pass through integers."""
+        out = apply("cast", self, dtype=dtype)
+        if out.requires_grad and not shapes.is_float(out._data):
+            raise ValueError(f"cast: no gradient passes through {out.dtype}; call .detach() on the tensor first")
+        return out
 
     @property
     def T(self):
         """All axes reversed: a matrix transposed."""
         return self.permute(range(self.ndim)[::-1])
+
+
+def pair(a, b):
+    """Both sides of a + b as Tensors: numbers and lists take the other side's dtype, and integers a floating one."""
+    like = a if isinstance(a, Tensor) else b
+    a, b = (x if isinstance(x, Tensor) else _constant(x, like) for x in (a, b))
+    if a.dtype != b.dtype and backend.of(a._data) is backend.of(b._data):
+        floats = [shapes.is_float(x._data) for x in (a, b)]
+        a = a.cast(b.dtype) if floats == [False, True] else a
+        b = b.cast(a.dtype) if floats == [True, False] else b
+    return a, b
+
+
+def _constant(value, like):
+    """A number, list or array as a Tensor on the backend of another, and in its dtype unless it has one of its own."""
+    array = shapes.numbers(value)
+    if not isinstance(array, np.ndarray):
+        return Tensor(array)
+    dtype = None if array is value or not shapes.is_float(like._data) else like.dtype
+    return Tensor._of(backend.of(like._data).from_numpy(array, dtype=dtype))
+
+
+def _own(index):
+    """An index whose arrays nobody else can change before backward()."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return tuple(part.copy() if isinstance(part, (np.ndarray, list)) else part for part in parts)
 
 
 def wants(*tensors):
@@ -301,7 +315,7 @@ def _run_backward(node, douts):
         raise RuntimeError(f"backward() reached {node.name} a second time: the first call freed the tape as it went; "
                            "call it with retain_graph=True if you need another, or compute the loss again")
     for position, (tensor, version) in enumerate(zip(node.inputs, node.versions)):
-        if isinstance(tensor, Tensor) and tensor._version != version:
+        if isinstance(tensor, Tensor) and tensor._version[0] != version:
             raise RuntimeError(f"backward(): input {position} of {node.name}, of shape {tensor.shape}, was changed in "
                                "place after the forward pass (by an optimizer, load_state_dict or .data =); compute "
                                "the loss again before backward()")
@@ -313,10 +327,7 @@ def _run_backward(node, douts):
 
 
 def _accumulate(leaf, grad, fresh=False):
-    """Gradients add up, within one backward() and over several.
-
-    The leaf's array is its own: what is not fresh is copied.
-    """
+    """Gradients add up, within one backward() and over several. A leaf owns its array: what is not fresh is copied."""
     ops = backend.of(leaf._data)
     if leaf.grad is None:
         leaf.grad = ops.own(grad) if fresh else ops.copy(grad)

@@ -1,6 +1,6 @@
 """Training: one loop for every model, on both backends.
 
-    draw a batch -> loss -> backward -> clip and step -> now and then: log, evaluate, sample, save
+    draw a batch -> loss -> backward -> clip and step -> now and then: log, save, evaluate, sample
 
 The order of the data depends only on (seed, step), and so does dropout; so a run that was interrupted and resumed from
 a checkpoint continues bit for bit as if nothing had happened.
@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +21,28 @@ from tqdm import tqdm
 
 from . import checkpoint, metrics, optim, random
 from .generate import generate
+from .log import Log
 from .modes import no_grad
+
+SCHEDULES = {       # TrainConfig -> the learning rate as a function of the step
+    "cosine": lambda c: optim.cosine(c.lr, c.steps, c.warmup, c.min_lr),
+    "linear": lambda c: optim.linear(c.lr, c.steps, c.warmup, c.min_lr),
+    "inverse_sqrt": lambda c: optim.inverse_sqrt(c.lr, c.warmup),
+    "constant": lambda c: optim.constant(c.lr),
+}
 
 
 @dataclass
 class TrainConfig:
-    """How to train. One step looks at batch_size * grad_accum windows of the data."""
+    """How to train. A step looks at grad_accum batches of batch_size windows, one batch after the other in memory."""
 
     steps: int = 2000
     batch_size: int = 12
-    grad_accum: int = 1                 # work off a batch in so many parts, when memory is short: the same step
+    grad_accum: int = 1
     lr: float = 1e-3                    # the peak of the schedule
     min_lr: float = 1e-4
     warmup: int = 100
-    schedule: str = "cosine"            # or "linear", "inverse_sqrt", "constant"
+    schedule: str = "cosine"            # one of SCHEDULES
     betas: tuple = (0.9, 0.99)
     weight_decay: float = 0.1
     clip: float = 1.0                   # largest norm of the gradient; 0: no clipping
@@ -44,30 +53,58 @@ class TrainConfig:
     sample_tokens: int = 200            # length of the sample at each evaluation; 0: none
     seed: int = 1337
 
+    def __post_init__(self):
+        whole = lambda least: (lambda v: isinstance(v, Integral) and v >= least, f"a whole number, at least {least}")
+        number = lambda v: isinstance(v, Real) and math.isfinite(v)
+        rules = {
+            ("steps", "batch_size", "grad_accum", "log_every", "eval_every", "save_every"): whole(1),
+            ("warmup", "eval_windows", "sample_tokens", "seed"): whole(0),
+            ("lr",): (lambda v: number(v) and v > 0, "a positive number"),
+            ("min_lr", "weight_decay", "clip"): (lambda v: number(v) and v >= 0, "a number, at least 0"),
+            ("betas",): (lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "two numbers from 0 to below 1"),
+            ("schedule",): (lambda v: v in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
+        }
+        for names, (holds, wanted) in rules.items():
+            for name in names:
+                if not holds(getattr(self, name)):
+                    raise ValueError(f"TrainConfig: {name} is {getattr(self, name)!r}; it should be {wanted}")
 
-def learning_rate(config):
-    """The schedule that a configuration asks for, as a function of the step."""
-    c = config
-    schedules = {
-        "cosine": lambda: optim.cosine(c.lr, c.steps, c.warmup, c.min_lr),
-        "linear": lambda: optim.linear(c.lr, c.steps, c.warmup, c.min_lr),
-        "inverse_sqrt": lambda: optim.inverse_sqrt(c.lr, c.warmup),
-        "constant": lambda: optim.constant(c.lr),
-    }
-    if c.schedule not in schedules:
-        raise ValueError(f'TrainConfig: there is no schedule "{c.schedule}"; choose one of {", ".join(schedules)}')
-    return schedules[c.schedule]()
+
+def training_step(model, optimizer, config):
+    """The function (batches, learning rate) -> (losses, gradient norm) that changes the model once.
+
+    A batch is a tuple of arrays, the arguments of model.loss. Each batch's loss gets the gradient 1 / (their number),
+    so they add up to the mean over all of them. What is captured takes and returns arrays only and looks at none of
+    them, so that a GPU can record it as one graph.
+    """
+    def on_arrays(*batches):
+        optimizer.zero_grad()
+        losses = []
+        for arrays in batches:
+            loss = model.loss(*arrays)
+            loss.backward(np.array(1 / len(batches)))
+            losses.append(loss.data)
+        return losses, optimizer.apply(config.clip)
+
+    captured = optimizer.ops.capture(on_arrays)
+
+    def step(batches, lr):
+        optimizer.advance(lr)
+        return captured(*batches)
+    return step
 
 
 def evaluate(model, data, batch_size, windows=0):
-    """Mean loss in nats per token over a TokenDataset: over every token, or over the first `windows` windows only."""
+    """Mean loss in nats per target over a dataset: over all of it, or over exactly the first `windows` windows."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     total = count = seen = 0
     with no_grad():
-        for ids, targets in data.windows(batch_size):
-            total += model.loss(ids, targets, reduction="sum").item()
-            count, seen = count + targets.size, seen + len(ids)
+        for arrays in data.windows(batch_size):
+            if windows:
+                arrays = [a[:windows - seen] for a in arrays]
+            total += model.loss(*arrays, reduction="sum").item()
+            count, seen = count + _targets(arrays), seen + len(arrays[0])
             if windows and seen >= windows:
                 break
     for module, training in modes:
@@ -75,114 +112,118 @@ def evaluate(model, data, batch_size, windows=0):
     return total / count
 
 
-def training_step(model, optimizer, config):
-    """The function (list of (ids, targets), learning rate) -> (losses, gradient norm) that changes the model once.
-
-    Each part's loss gets the gradient 1 / (number of parts), so the parts add up to the mean over the whole batch. What
-    is captured takes and returns arrays only and looks at none of them, so that a GPU can record it as one graph.
-    """
-    def on_arrays(*parts):
-        optimizer.zero_grad()
-        losses = []
-        for ids, targets in parts:
-            loss = model.loss(ids, targets)
-            loss.backward(np.array(1 / len(parts)))
-            losses.append(loss.data)
-        return losses, optimizer.apply(config.clip)
-
-    captured = optimizer.ops.capture(on_arrays)
-
-    def step(parts, lr):
-        optimizer.advance(lr)
-        return captured(*parts)
-    return step
-
-
 def train(model, train_data, val_data, config, out, tokenizer=None, resume=None, stop_at=None):
     """Train until config.steps; write log.jsonl, loss.png and checkpoints into the folder `out`;
-    return the last validation loss.
+    return the validation loss at the end (None after stop_at).
 
-    train_data, val_data: TokenDatasets. tokenizer: to print samples, and saved with each checkpoint. resume: the folder
-    of a checkpoint to continue from. stop_at: leave after that step, as on Ctrl-C. Ctrl-C finishes the step, saves, and
-    leaves. A loss or gradient that is not a number stops the run with FloatingPointError; the last checkpoint stays.
+    train_data, val_data: TokenDatasets, or objects with the same batch(), windows() and fingerprint(). tokenizer: to
+    print samples, and saved with each checkpoint. resume: the checkpoint to continue from, with the same data,
+    tokenizer and settings. stop_at: save and leave after that step.
+
+    Ctrl-C finishes the step, saves, and raises KeyboardInterrupt; a second Ctrl-C does not wait. A loss or gradient
+    that is not a number stops the run with FloatingPointError, and the last checkpoint stays. ValueError: `out` holds
+    another run, or the run to be resumed was another one.
     """
     out, c = Path(out), config
-    out.mkdir(parents=True, exist_ok=True)
     optimizer = optim.AdamW(model.parameters(), c.lr, c.betas, weight_decay=c.weight_decay)
-    schedule, done, val_loss = learning_rate(c), 0, None
+    run = {"train": asdict(c), "data": train_data.fingerprint(), "dtype": str(model.parameters()[0].dtype)}
     random.manual_seed(c.seed)
-    if resume is not None:
-        state = checkpoint.load(resume, model, optimizer)
-        _refuse_other_settings(resume, state["train"], json.loads(json.dumps(asdict(c))))
-        done, val_loss = state["step"], state["val_loss"]
+    done = _begin(out, resume, run, model, optimizer, tokenizer)
+    end, val_loss, stopping = min(c.steps, stop_at or c.steps), None, False
+    step_once, schedule = training_step(model, optimizer, c), SCHEDULES[c.schedule](c)
     log = Log(out / "log.jsonl", done)
-    tokens_per_step = c.batch_size * c.grad_accum * train_data.context
-    step_once, model = training_step(model, optimizer, c), model.train()
     bar = tqdm(total=c.steps, initial=done, unit="step", dynamic_ncols=True, smoothing=0.05)
+    model.train()
     with bar, _finish_on_ctrl_c() as stop:
-        start = time.perf_counter()
-        unread = []                                             # losses not looked at since the last line of the log
-        while done < c.steps and not stop.is_set():
+        unread, start = [], time.perf_counter()                 # losses not looked at since the last line of the log
+        while done < end and not stopping:
             rng = np.random.default_rng([c.seed, done])         # the data's order: a function of (seed, step)
             random.next_step(done)                              # and dropout's
-            lr = schedule(done)
-            losses, norm = step_once([train_data.batch(c.batch_size, rng) for _ in range(c.grad_accum)], lr)
+            batches, lr = [train_data.batch(c.batch_size, rng) for _ in range(c.grad_accum)], schedule(done)
+            losses, norm = step_once(batches, lr)
             done += 1
             unread.append((done, losses, norm))
             bar.update()
-            if done == stop_at:
-                stop.set()
-            last = done == c.steps or stop.is_set()
-            if done % c.log_every == 0 or done % c.save_every == 0 or done % c.eval_every == 0 or last:
-                loss = _read(unread)                            # raises if one is not a number: nothing bad is saved
-                speed = len(unread) * tokens_per_step / (time.perf_counter() - start)
+            stopping = stop.is_set()
+            last = stopping or done == end
+            if last or any(done % n == 0 for n in (c.log_every, c.save_every, c.eval_every)):
+                loss = _read(unread, out)                       # raises if one is not a number: nothing bad is saved
+                speed = len(unread) * sum(map(_targets, batches)) / (time.perf_counter() - start)
                 log.write(step=done, loss=loss, lr=lr, grad_norm=float(norm), tokens_per_s=round(speed))
                 bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s")
                 unread, start = [], time.perf_counter()
-            if done % c.eval_every == 0 or done == c.steps:
+            if last or done % c.save_every == 0:                # before evaluating, drawing, sampling: what may fail
+                _save(out, done, run, model, optimizer, tokenizer)
+                start = time.perf_counter()
+            if (done == c.steps or done % c.eval_every == 0) and not stopping:
                 val_loss = evaluate(model, val_data, c.batch_size, c.eval_windows)
-                log.write(step=done, val_loss=val_loss)
-                bar.write(f"step {done}: validation loss {val_loss:.4f}, perplexity {metrics.perplexity(val_loss):.2f}")
+                log.write(step=done, val_loss=val_loss, windows=c.eval_windows or "all")
                 log.plot(out / "loss.png")
+                bar.write(f"step {done}: validation loss {val_loss:.4f}, perplexity {metrics.perplexity(val_loss):.2f}"
+                          + (f", on the first {c.eval_windows} windows" if c.eval_windows else ""))
                 if tokenizer is not None and c.sample_tokens:
                     bar.write(_sample(model, tokenizer, val_data, c) + "\n")
                 start = time.perf_counter()
-            if done % c.save_every == 0 or last:
-                state = {"step": done, "val_loss": val_loss, "train": asdict(c)}
-                checkpoint.save(out / f"checkpoint-{done:06d}", model, optimizer, state, tokenizer)
-                for old in checkpoint.checkpoints(out)[:-2]:
-                    checkpoint.remove(old)
-                start = time.perf_counter()
     if done < c.steps:
         print(f"Stopped at step {done} of {c.steps}; everything is saved in {checkpoint.latest(out)}.")
-    return val_loss
+        if stopping:
+            raise KeyboardInterrupt
+        return None
+    return evaluate(model, val_data, c.batch_size, c.eval_windows) if val_loss is None else val_loss
 
 
-def _refuse_other_settings(folder, saved, now):
-    """Data order and learning rate follow from the settings, so a resumed run must have the same ones."""
+def _targets(batch):
+    """How many targets a batch has: its last array holds them, -100 where there is none."""
+    return int((batch[-1] != -100).sum())
+
+
+def _begin(out, resume, run, model, optimizer, tokenizer):
+    """The number of steps that are done: 0 in a new folder; or a checkpoint's, put into model and optimizer."""
+    if resume is None:
+        if earlier := checkpoint.latest(out):
+            raise ValueError(f"{out} holds an earlier run ({earlier.name}); resume it, or train into another folder")
+        out.mkdir(parents=True, exist_ok=True)
+        return 0
+    state = checkpoint.read_state(resume)
+    now = json.loads(json.dumps(run))
+    saved, now = ({**facts["train"], "the text": facts["data"], "dtype": facts["dtype"]} for facts in (state, now))
     other = [f"{k} was {saved.get(k)}, is {now[k]}" for k in now if saved.get(k) != now[k]]
-    if other:
-        raise ValueError(f"{folder} was trained with other settings ({'; '.join(other)}); resume with the same ones, "
+    if other:       # the order of the data and the learning rate follow from these
+        raise ValueError(f"{resume} was trained with other settings ({'; '.join(other)}); resume with the same ones, "
                          "or train into another folder")
+    if not checkpoint.same_tokenizer(resume, tokenizer):
+        raise ValueError(f"{resume} was trained with another tokenizer; resume with tinyllm.text.load_tokenizer of "
+                         "that folder, or train into another folder")
+    checkpoint.load(resume, model, optimizer)
+    out.mkdir(parents=True, exist_ok=True)
+    return state["step"]
 
 
-def _read(unread):
-    """The mean loss since the last look; FloatingPointError names the first step with a loss or gradient that is none."""
+def _save(out, done, run, model, optimizer, tokenizer):
+    """Write a checkpoint; of the older ones, only the newest is kept."""
+    checkpoint.save(out / f"checkpoint-{done:06d}", model, optimizer, {"step": done, **run}, tokenizer)
+    for old in [p for p in checkpoint.checkpoints(out) if checkpoint.step_of(p) <= done][:-2]:
+        checkpoint.remove(old)
+
+
+def _read(unread, out):
+    """The mean loss since the last look; FloatingPointError names the first step whose loss or gradient is no number."""
     means = []
     for step, losses, norm in unread:
         means.append(sum(float(part) for part in losses) / len(losses))
         for what, value in (("loss", means[-1]), ("gradient norm", float(norm))):
             if not math.isfinite(value):
                 raise FloatingPointError(
-                    f"the {what} of step {step} is {value}: stopped, and the last checkpoint is kept; a smaller "
-                    "learning rate or a longer warm-up usually helps, and tinyllm.detect_anomaly() names the operation")
+                    f"the {what} of step {step} is {value}: stopped, and the last checkpoint is kept "
+                    f"({checkpoint.latest(out) or 'there was none yet'}); a smaller learning rate or a longer warm-up "
+                    "usually helps, and tinyllm.detect_anomaly() names the operation")
     return sum(means) / len(means)
 
 
 def _sample(model, tokenizer, val_data, config):
     """What the model makes of the first words of the validation text; the training's random state is not disturbed."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                         # that a long sample outgrows the context is no news here
+        warnings.simplefilter("ignore")                 # that a long sample outgrows the context is no news here
         ids = generate(model, np.array(val_data.tokens[:16]), config.sample_tokens, temperature=0.8, top_k=50,
                        seed=config.seed)
     return tokenizer.decode(ids[0].tolist())
@@ -208,39 +249,3 @@ def _finish_on_ctrl_c():
         yield stop
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-class Log:
-    """A file with one JSON object a line, and the picture of it. Opened for a resumed run, it drops what came later."""
-
-    def __init__(self, path, done):
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() and done else []
-        self.path, self.rows = path, []
-        for line in lines:
-            with contextlib.suppress(ValueError):               # a line that a crash cut short
-                self.rows.append(json.loads(line))
-        self.rows = [row for row in self.rows if row["step"] <= done]
-        path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
-
-    def write(self, **row):
-        """Append one object; at once, so that a killed run has its log."""
-        self.rows.append(row)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def plot(self, path):
-        """Training and validation loss over the steps; without matplotlib there is no picture."""
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            return
-        figure = Figure(figsize=(8, 5), layout="constrained")
-        axes = figure.subplots()
-        for key, label, style in (("loss", "training (mean since the last point)", "-"),
-                                  ("val_loss", "validation", "o-")):
-            points = [(row["step"], row[key]) for row in self.rows if key in row]
-            axes.plot(*zip(*points) if points else ((), ()), style, label=label, markersize=4, linewidth=1)
-        axes.set(xlabel="step", ylabel="loss (nats per token)", title="Learning to predict the next token")
-        axes.grid(alpha=0.3)
-        axes.legend()
-        figure.savefig(path, dpi=120)

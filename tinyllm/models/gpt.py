@@ -1,20 +1,26 @@
-"""GPT-2 (Radford et al. 2019, "Language models are unsupervised multitask learners"), to the letter.
+"""GPT-2 (Radford et al. 2019, "Language models are unsupervised multitask learners"), operation by operation.
 
     ids (B, T) -> token vectors + position vectors -> n_layer blocks -> layer norm -> logits (B, T, V)
 
 Each block adds to the stream x what attention gathered from earlier positions, then what the MLP made of it. The stream
 is normalised before each branch, not after (pre-norm), so that x runs straight from the embedding to the head and
 gradients run straight back. The head is the token embedding again, transposed: a token's vector is both how it is read
-and how it is predicted (tied weights).
+and how it is predicted (tied weights). One difference lies in the files: Linear stores its weight as (out, in), while
+GPT-2's own layers (Conv1D) store theirs transposed, as (in, out).
+
+Later models changed the parts and kept the plan. The last options of GPTConfig exchange them one by one, up to Llama:
+llama.py says how and why.
 """
 import dataclasses
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 
 from .. import functional as F
-from ..nn import MLP, Dropout, Embedding, KVCache, LayerNorm, Module, MultiHeadAttention, normal
+from ..nn import MLP, Dropout, Embedding, KVCache, LayerNorm, Linear, Module, MultiHeadAttention, RMSNorm, normal
+from .llama import GatedMLP, GroupedAttention
 
 
 @dataclass
@@ -35,6 +41,39 @@ class GPTConfig:
     layer_norm_epsilon: float = 1e-5
     initializer_range: float = 0.02     # standard deviation of the initial weights
     bias: bool = True                   # biases in linear layers and norms; GPT-2 has them, nanoGPT trains without
+    n_inner: int | None = None          # width of the MLP; None: 4 n_embd, or 8/3 n_embd with mlp="swiglu"
+    norm: str = "layer_norm"            # or "rms_norm"
+    position: str = "learned"           # or "rotary", ...
+    rope_theta: float = 10000.0         # ... the larger, the slower its angles grow
+    mlp: str = "gelu"                   # or "swiglu"
+    n_kv_head: int | None = None        # heads of keys and values, a divisor of n_head; None: n_head
+    tie_word_embeddings: bool = True    # whether the head is the token embedding
+
+    def __post_init__(self):
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "n_kv_head"):
+            value = getattr(self, name)
+            if value is None and name in ("n_inner", "n_kv_head"):
+                continue
+            if not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"GPTConfig: {name} is {value!r}; it should be a whole number, at least 1")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"GPTConfig: n_embd={self.n_embd} is no multiple of n_head={self.n_head}; every head gets "
+                             "an equal part of it")
+        if self.n_kv_head and self.n_head % self.n_kv_head:
+            raise ValueError(f"GPTConfig: n_head={self.n_head} is no multiple of n_kv_head={self.n_kv_head}; each head "
+                             "of keys and values serves equally many queries")
+        if self.position == "rotary" and self.n_embd // self.n_head % 2:
+            raise ValueError(f"GPTConfig: a head has {self.n_embd // self.n_head} features; rotary positions turn pairs, "
+                             "so n_embd / n_head should be even")
+        for name, known in OPTIONS.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"GPTConfig: {name} is {getattr(self, name)!r}; it should be one of {', '.join(known)}")
+        if not self.rope_theta > 0:
+            raise ValueError(f"GPTConfig: rope_theta is {self.rope_theta!r}; it should be a positive number")
+        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not 0 <= value < 1:
+                raise ValueError(f"GPTConfig: {name} is {value!r}; it should be a probability, from 0 to below 1")
 
     @classmethod
     def preset(cls, name, **changes):
@@ -44,9 +83,13 @@ class GPTConfig:
         return cls(**{**PRESETS[name], **changes})
 
 
+OPTIONS = {"norm": ("layer_norm", "rms_norm"), "position": ("learned", "rotary"), "mlp": ("gelu", "swiglu")}
 NO_DROPOUT = dict(embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)      # small models see each text once or twice
 PRESETS = {
+    "nano": dict(n_positions=16, n_embd=32, n_layer=2, n_head=2, **NO_DROPOUT),             # for Triton's interpreter
     "tiny": dict(n_positions=64, n_embd=128, n_layer=4, n_head=4, **NO_DROPOUT),            # minutes on a laptop
+    "llama-tiny": dict(n_positions=64, n_embd=128, n_layer=4, n_head=4, n_kv_head=2, n_inner=384, norm="rms_norm",
+                       position="rotary", mlp="swiglu", bias=False, **NO_DROPOUT),          # as many parameters
     "small": dict(n_positions=256, n_embd=384, n_layer=6, n_head=6, **NO_DROPOUT),          # a night, or a GPU
     "gpt2": dict(),                                                                         # 124 million
     "gpt2-medium": dict(n_embd=1024, n_layer=24, n_head=16),                                # 355 million
@@ -55,15 +98,30 @@ PRESETS = {
 }
 
 
+def norm(c):
+    """The norm that a configuration asks for."""
+    if c.norm == "rms_norm":
+        return RMSNorm(c.n_embd, c.layer_norm_epsilon)
+    return LayerNorm(c.n_embd, c.layer_norm_epsilon, c.bias)
+
+
+def attention(c):
+    """The attention that a configuration asks for."""
+    if c.position == "rotary" or c.n_kv_head not in (None, c.n_head):
+        return GroupedAttention(c.n_embd, c.n_head, c.n_kv_head or c.n_head, c.bias, c.attn_pdrop,
+                                c.rope_theta if c.position == "rotary" else None, c.n_positions)
+    return MultiHeadAttention(c.n_embd, c.n_head, c.bias, c.attn_pdrop, causal=True)
+
+
 class Block(Module):
     """x + attention(norm(x)), then x + mlp(norm(x))"""
 
     def __init__(self, config):
         c = config
-        self.ln_1 = LayerNorm(c.n_embd, c.layer_norm_epsilon, c.bias)
-        self.attn = MultiHeadAttention(c.n_embd, c.n_head, c.bias, c.attn_pdrop, causal=True)
-        self.ln_2 = LayerNorm(c.n_embd, c.layer_norm_epsilon, c.bias)
-        self.mlp = MLP(c.n_embd, bias=c.bias)
+        self.ln_1 = norm(c)
+        self.attn = attention(c)
+        self.ln_2 = norm(c)
+        self.mlp = (MLP if c.mlp == "gelu" else GatedMLP)(c.n_embd, c.n_inner, c.bias)
         self.drop = Dropout(c.resid_pdrop)
 
     def forward(self, x, cache=None):
@@ -78,10 +136,11 @@ class GPT(Module):
     def __init__(self, config):
         self.config = c = config
         self.wte = Embedding(c.vocab_size, c.n_embd)        # the parameter names are GPT-2's own
-        self.wpe = Embedding(c.n_positions, c.n_embd)
+        self.wpe = Embedding(c.n_positions, c.n_embd) if c.position == "learned" else None
         self.drop = Dropout(c.embd_pdrop)
         self.h = [Block(c) for _ in range(c.n_layer)]
-        self.ln_f = LayerNorm(c.n_embd, c.layer_norm_epsilon, c.bias)
+        self.ln_f = norm(c)
+        self.lm_head = self.wte if c.tie_word_embeddings else Linear(c.n_embd, c.vocab_size, bias=False)
         self._initialise()
 
     def _initialise(self):
@@ -103,7 +162,9 @@ class GPT(Module):
         if start + T > self.config.n_positions:
             raise ValueError(f"GPT: {start + T} tokens are more than its n_positions={self.config.n_positions}; "
                              "give it the last part of the text")
-        x = self.wte(ids) + self.wpe(np.arange(start, start + T))           # (B, T, C) + (T, C)
+        x = self.wte(ids)                                                   # (B, T, C)
+        if self.wpe is not None:
+            x = x + self.wpe(np.arange(start, start + T))                   # + (T, C)
         x = self.drop(x)
         for i, block in enumerate(self.h):
             x = block(x, cache[i] if cache else None)
@@ -111,25 +172,25 @@ class GPT(Module):
 
     def forward(self, ids, cache=None):
         """Logits of the next token at every position: ids (B, T) integers -> (B, T, V)"""
-        return F.linear(self.hidden(_batch(ids), cache), self.wte.weight)
+        return F.linear(self.hidden(_batch(ids), cache), self.lm_head.weight)
 
     def loss(self, ids, targets, reduction="mean", ignore_index=-100):
         """Cross-entropy in nats per token: ids and targets (B, T) -> scalar.
 
         targets[b, t] is what follows ids[b, t].
         """
-        return F.linear_cross_entropy(self.hidden(_batch(ids)), self.wte.weight, _batch(targets), ignore_index,
+        return F.linear_cross_entropy(self.hidden(_batch(ids)), self.lm_head.weight, _batch(targets), ignore_index,
                                       reduction)
 
     def next_logits(self, ids, cache=None):
         """The logits after the last position only: ids (B, T) -> (B, V); for generation."""
-        return F.linear(self.hidden(_batch(ids), cache)[:, -1], self.wte.weight)
+        return F.linear(self.hidden(_batch(ids), cache)[:, -1], self.lm_head.weight)
 
     def new_cache(self, batch, length=None):
         """An empty KV cache for `batch` texts of up to `length` tokens (default: n_positions)."""
         c = self.config
-        return [KVCache(batch, length or c.n_positions, c.n_head, c.n_embd // c.n_head, self.wte.weight.data)
-                for _ in self.h]
+        shape = (batch, length or c.n_positions, c.n_kv_head or c.n_head, c.n_embd // c.n_head)     # (B, S, K, D)
+        return [KVCache(*shape, self.wte.weight.data) for _ in self.h]
 
     def flops_per_token(self, context=None):
         """Floating-point operations of one training step per token (forward and backward), estimated.
@@ -138,7 +199,8 @@ class GPT(Module):
         backward; attention multiplies T keys and T values per layer. Source: Chowdhery et al. 2022 (PaLM), appendix B.
         """
         c, T = self.config, context or self.config.n_positions
-        weights = self.num_parameters() - math.prod(self.wpe.weight.shape)      # looking up a position costs nothing
+        tables = [table for table in (self.wpe, self.wte) if table not in (None, self.lm_head)]
+        weights = self.num_parameters() - sum(table.num_parameters() for table in tables)   # looking up costs nothing
         return 6 * weights + 12 * c.n_layer * c.n_embd * T
 
     def config_dict(self):

@@ -3,8 +3,8 @@
     out, saved = X_forward(*arrays, **options)      `saved` is whatever the backward pass needs
     gradients  = X_backward(*douts, saved)          one per array, None where there is none
 
-The shortest file, elementwise.py, shows the pattern; then matmul, linear, embedding, norm, activation, softmax,
-attention, loss. Inputs, incoming gradients and `saved` are never written. The exceptions say so in their first line:
+The simplest file, elementwise.py, shows the pattern; then matmul, linear, embedding, norm, activation, softmax,
+attention, loss, recurrent. Inputs, incoming gradients and `saved` are never written. The exceptions say so in their first line:
 the optimizer steps and kv_append.
 """
 from .activation import *       # noqa: F401, F403
@@ -20,6 +20,7 @@ from .movement import *         # noqa: F401, F403
 from .norm import *             # noqa: F401, F403
 from .optim import *            # noqa: F401, F403
 from .random import *           # noqa: F401, F403
+from .recurrent import *        # noqa: F401, F403
 from .reduce import *           # noqa: F401, F403
 from .rope import *             # noqa: F401, F403
 from .sample import *           # noqa: F401, F403

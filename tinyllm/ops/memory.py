@@ -40,9 +40,9 @@ def own(array):
 
 
 def capture(step):
-    """Prepare a function of arrays that will be called many times with the same shapes: here, the function itself.
+    """`step`, a function of arrays that will be called many times with the same shapes, made ready: so far, as it is.
 
-    On a GPU this is the door through which a training step becomes one CUDA graph (kernels/runtime.py has the rules).
+    It is the door through which a GPU could record a step once and replay it; kernels/runtime.py has the rules.
     """
     return step
 

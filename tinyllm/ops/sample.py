@@ -17,7 +17,11 @@ def sample(logits, rng, *, temperature=1.0, top_k=None, top_p=None, site=0):
     """
     if temperature == 0:
         return logits.argmax(axis=-1)
-    scores = _keep_top(logits.astype(np.float32) / np.float32(temperature), top_k, top_p)
+    z = logits.astype(np.float32)
+    top = z.max(axis=-1, keepdims=True)
+    with np.errstate(all="ignore"):         # however cold it gets, the best has the score 0; the others may reach -inf
+        scores = np.where(z == top, np.float32(0), (z - top) / np.float32(temperature))
+    scores = _keep_top(scores, top_k, top_p)
     bits = bits_of_rows(rng, scores.shape, site)
     u = ((bits >> np.uint32(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2**-23)      # exact, inside (0, 1)
     return (scores - np.log(-np.log(u))).argmax(axis=-1)
@@ -32,7 +36,7 @@ def _keep_top(scores, top_k, top_p):
     order = np.argsort(-scores, axis=-1, kind="stable")[:, :k]              # most likely first; equals by token id
     best = np.take_along_axis(scores, order, axis=-1)
     if top_p is not None and top_p < 1:
-        p = np.exp(best - best[:, :1], dtype=np.float64)
+        p = np.exp(best, dtype=np.float64)                                  # times a constant, as best[:, 0] is 0
         before = np.cumsum(p, axis=-1) - p                                  # mass of the more likely tokens
         best[(before >= top_p * p.sum(axis=-1, keepdims=True)) & (np.arange(k) > 0)] = -np.inf
     kept = np.full_like(scores, -np.inf)

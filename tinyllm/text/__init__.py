@@ -8,9 +8,14 @@
     bpe_merge.py       applying them
     bpe.py             the byte-level BPE tokenizer
     show_work.py       watching it encode, step by step
-    tokenizer_file.py  what both tokenizers share: files, checks, display
-    load.py            loading a tokenizer of either kind
+    wordpiece_train.py learning pieces of words
+    wordpiece.py       BERT's tokenizer: the longest known piece first
+    unigram.py         SentencePiece's and T5's: the likeliest of all ways to cut
+    tokenizer_file.py  what the tokenizers share: files, checks, display
+    load.py            loading a tokenizer of any kind
     data.py            batches of inputs and targets
+    masking.py         batches with hidden tokens, for BERT
+    pairs.py           batches of sources and targets, for models that write one text after reading another
     token_file.py      tokens on disk, for a corpus larger than memory
 """
 
@@ -27,13 +32,21 @@ from .clean import (
 )
 from .data import TokenDataset, split
 from .load import load_tokenizer
+from .masking import MaskedDataset, mask_tokens
+from .pairs import PairDataset
 from .read import default_corpus, describe, read_chunks, read_text
 from .token_file import open_token_file, tokenize_file, write_token_file
+from .unigram import UnigramTokenizer
+from .wordpiece import WordPieceTokenizer
 
 __all__ = [
     "BPETokenizer",
     "CharTokenizer",
+    "MaskedDataset",
+    "PairDataset",
     "TokenDataset",
+    "UnigramTokenizer",
+    "WordPieceTokenizer",
     "clean",
     "default_corpus",
     "describe",
@@ -41,6 +54,7 @@ __all__ = [
     "fold_spaces",
     "keep_lines",
     "load_tokenizer",
+    "mask_tokens",
     "normalize",
     "open_token_file",
     "read_chunks",

@@ -35,8 +35,8 @@ def remove_controls(text: str) -> str:
 def normalize(text: str, form: str = "NFC") -> str:
     """Give every character one spelling (Unicode Standard Annex #15).
 
-    "NFC" composes: "e" + accent becomes "é", and nothing looks different afterwards. "NFKC" also replaces variants: "ﬁ"
-    by "fi", full-width "Ａ" by "A", "①" by "1", and the full-width comma of Chinese by ",". That loses something.
+    "NFC" composes: "e" + accent becomes "é", and nothing looks different afterwards. "NFKC" also replaces variants:
+    "ﬁ" by "fi", full-width "Ａ" by "A", "①" by "1", and the full-width comma of Chinese by ",". That loses something.
     """
     return unicodedata.normalize(form, text)
 

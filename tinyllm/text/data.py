@@ -8,6 +8,7 @@
 Tokens may lie in memory or in a file (token_file.py): only what a batch needs is read.
 """
 
+import hashlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -80,6 +81,16 @@ class TokenDataset:
             yield self._rows(first * self.context, min(first + batch_size, full) * self.context, self.context)
         if rest := (len(self) - 1) % self.context:
             yield self._rows(full * self.context, len(self) - 1, rest)
+
+    def fingerprint(self) -> str:
+        """Return what tells this data from other data: context, length, SHA-256 of the first and last million tokens.
+
+        A resumed run compares it with the one of the run before.
+        """
+        digest = hashlib.sha256()
+        for part in (self.tokens[:1_000_000], self.tokens[-1_000_000:]):
+            digest.update(np.array(part, dtype=np.int64).tobytes())
+        return f"{self.context} of {len(self)} tokens, {digest.hexdigest()[:16]}"
 
     def _rows(self, start: int, stop: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the inputs from ``start`` up to ``stop``, and their targets, in rows of ``width``."""

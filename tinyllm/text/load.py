@@ -1,15 +1,17 @@
-"""Loading a tokenizer of either kind from the folder it was saved in."""
+"""Loading a tokenizer of any kind from the folder it was saved in."""
 
 from pathlib import Path
 
 from .bpe import BPETokenizer
 from .char import CharTokenizer
 from .tokenizer_file import read_tokenizer
+from .unigram import UnigramTokenizer
+from .wordpiece import WordPieceTokenizer
 
-TYPES = {"char": CharTokenizer, "bpe": BPETokenizer}
+TYPES = {"char": CharTokenizer, "bpe": BPETokenizer, "wordpiece": WordPieceTokenizer, "unigram": UnigramTokenizer}
 
 
-def load_tokenizer(folder: str | Path) -> CharTokenizer | BPETokenizer:
+def load_tokenizer(folder: str | Path) -> CharTokenizer | BPETokenizer | WordPieceTokenizer | UnigramTokenizer:
     """Return the tokenizer saved in ``folder``, whichever class it is of.
 
     Raises:
@@ -18,5 +20,5 @@ def load_tokenizer(folder: str | Path) -> CharTokenizer | BPETokenizer:
     """
     kind = read_tokenizer(folder)["type"]
     if kind not in TYPES:
-        raise ValueError(f"{folder}: tokenizer.json is of type {kind!r}; this version reads {' and '.join(TYPES)}.")
+        raise ValueError(f"{folder}: tokenizer.json is of type {kind!r}; this version reads {', '.join(TYPES)}.")
     return TYPES[kind].load(folder)

@@ -14,7 +14,7 @@ from pathlib import Path
 def read_chunks(*paths: str | Path, size: int = 1 << 20) -> Iterator[str]:
     """Yield the text of UTF-8 files, in strings of at most ``size`` characters, with a newline between two files.
 
-    Line ends become "\\n", whichever way a file writes them.
+    Line ends become "\\n", whichever way a file writes them. A byte-order mark at the start of a file is no text.
 
     Raises:
         FileNotFoundError: a file does not exist.
@@ -28,7 +28,7 @@ def read_chunks(*paths: str | Path, size: int = 1 << 20) -> Iterator[str]:
         if number:
             yield "\n"
         try:
-            with open(path, encoding="utf-8") as file:
+            with open(path, encoding="utf-8-sig") as file:  # UTF-8, with or without a byte-order mark
                 chunk = file.read(size)
                 if not chunk:
                     raise ValueError(f"{path}: the file is empty; give a file with text in it.")

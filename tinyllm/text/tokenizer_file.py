@@ -1,4 +1,4 @@
-"""What the tokenizers share: how one is stored, how ids are checked, how a token is shown.
+"""What the tokenizers share: how one is stored, how text and ids are checked, how a token is shown.
 
 A tokenizer is a folder with two files. ``tokenizer.json`` is for programs: one JSON object, whose "type" says which
 class reads it. ``vocabulary.txt`` is for people, and no program reads it: each line is an id and its token.
@@ -44,6 +44,18 @@ def read_tokenizer(folder: str | Path) -> dict:
     if not isinstance(contents, dict) or "type" not in contents:
         raise ValueError(f'{path}: there is no "type" in it, so tinyllm did not write it; give a folder of tinyllm\'s.')
     return contents
+
+
+def checked_text(text: str) -> str:
+    """Return ``text``; ValueError if there is a lone surrogate in it, half a character, which UTF-8 cannot hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"text: {text[error.start]!r} at position {error.start} is half a character, a lone surrogate; remove it, "
+            "as clean() does."
+        ) from None
+    return text
 
 
 def checked_ids(ids: Iterable[int], vocab_size: int) -> list[int]:

@@ -1,0 +1,249 @@
+"""The NumPy path against torch on a CPU: what `python examples/benchmark.py cpu` runs.
+
+- Each side runs in a process of its own, and only one of them works at a time, taking turns A B A B ... In one process
+  the thread pools of NumPy's BLAS and of torch would both wait in a busy loop and steal each other's cores;
+- both get the same number of threads, the same weights, and the same batches, and must come to the same results;
+- per turn the median step counts; per pair of turns their ratio; the table gives the median of the ratios and their
+  spread.
+"""
+import contextlib
+import importlib.util
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+JOBS = {    # name: what it measures, model settings, batch, seconds per turn
+    "C1": ("training step, 4 layers, width 128, 12 x 64 tokens",
+           dict(preset="tiny", vocab_size=65, bias=False), 12, 2.0),
+    "C2": ("training step, 6 layers, width 384, 16 x 256 tokens",
+           dict(preset="small", vocab_size=65, bias=False), 16, 6.0),
+    "decode": ("one token, GPT-2 124M, positions 128 to 192", dict(preset="gpt2"), 1, 3.0),
+}
+
+
+# ------------------------------------------------------------------ the workers: one process per side
+
+def model_of(job):
+    import tinyllm
+    name, changes = JOBS[job][1]["preset"], {k: v for k, v in JOBS[job][1].items() if k != "preset"}
+    tinyllm.manual_seed(1)
+    return tinyllm.GPT(tinyllm.GPTConfig.preset(name, **changes, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0))
+
+
+def batches(model, size):
+    """The same endless row of random batches for both sides."""
+    import numpy as np
+    rng = np.random.default_rng(0)
+    while True:
+        text = rng.integers(0, model.config.vocab_size, (size, model.config.n_positions + 1))
+        yield text[:, :-1], text[:, 1:]
+
+
+def training_tinyllm(job):
+    from tinyllm import optim
+    model, data = (m := model_of(job)), batches(m, JOBS[job][2])
+    optimizer = optim.AdamW(model.parameters(), 1e-3, (0.9, 0.99), weight_decay=0.1)
+
+    def step():
+        loss = model.loss(*next(data))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step(max_norm=1.0)
+        return loss.item()
+    return step
+
+
+def training_torch(job):
+    import torch
+    from torch_twin import TorchGPT, adamw, train_step
+    model, data = (m := model_of(job)), batches(m, JOBS[job][2])
+    twin = TorchGPT(model.config)
+    twin.load_state_dict({k: torch.from_numpy(v) for k, v in model.state_dict().items()})
+    optimizer = adamw(twin, 1e-3, (0.9, 0.99), 0.1)
+    return lambda: train_step(twin, optimizer, *map(torch.from_numpy, next(data)), 1e-3, 1.0)
+
+
+def decoding_tinyllm(job):
+    import numpy as np
+    from tinyllm import no_grad
+    model = model_of(job).eval()
+    prompt, state = np.arange(128)[None], {}
+
+    def step():
+        with no_grad():
+            if state.get("used", 192) >= 192:
+                state.update(cache=model.new_cache(1, 192), used=128)
+                state["logits"] = model.next_logits(prompt, state["cache"]).numpy()
+                return None                                     # the prompt: not counted
+            ids = state["logits"].argmax(-1)[:, None]
+            state["logits"] = model.next_logits(ids, state["cache"]).numpy()
+            state["used"] += 1
+            return int(ids[0, 0])
+    return step
+
+
+def decoding_torch(job):
+    import torch
+    from torch_twin import TorchGPT
+    model = model_of(job)
+    twin, state = TorchGPT(model.config).eval(), {}
+    twin.load_state_dict({k: torch.from_numpy(v) for k, v in model.state_dict().items()})
+
+    @torch.inference_mode()
+    def step():
+        if state.get("used", 192) >= 192:
+            state.update(cache=twin.new_cache(1, 192), used=128)
+            state["logits"] = twin.last_logits(torch.arange(128)[None], state["cache"])
+            return None
+        ids = state["logits"].argmax(-1)[:, None]
+        state["logits"] = twin.last_logits(ids, state["cache"])
+        state["used"] += 1
+        return int(ids[0, 0])
+    return step
+
+
+def worker(side, job):
+    """Answer each line of input with the median time of one step, measured for the job's seconds."""
+    step = globals()[("decoding_" if job == "decode" else "training_") + side](job)
+    results = [step() for _ in range(20 if job == "C1" else 4)]     # warm up; the referee compares them
+    print(json.dumps(results), flush=True)
+    for _ in sys.stdin:
+        times, end = [], time.perf_counter() + JOBS[job][3]
+        while time.perf_counter() < end or len(times) < 3:
+            start = time.perf_counter()
+            if step() is not None:
+                times.append(time.perf_counter() - start)
+        times.sort()
+        print(times[len(times) // 2], flush=True)
+
+
+# ------------------------------------------------------------------ the referee
+
+def start_worker(side, job, threads):
+    environment = os.environ | {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
+    return subprocess.Popen([sys.executable, __file__, side, job], env=environment, text=True, stdin=subprocess.PIPE,
+                            stdout=subprocess.PIPE)
+
+
+@contextlib.contextmanager
+def ctrl_c_waits():
+    """Inside, workers are started and noted down, or ended: in between, Ctrl-C would leave one that nobody ends.
+
+    They inherit the deafness, so that Ctrl-C reaches the referee alone, which ends them.
+    """
+    if not hasattr(signal, "pthread_sigmask"):      # Windows
+        yield
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def answer(side, process):
+    """The next line that a worker writes."""
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit(f"error: the {side} side ended before its time; what it said stands above")
+    return json.loads(line)
+
+
+def turn(side, process):
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return answer(side, process)
+
+
+def measure(job, threads, turns):
+    """Alternate turns of both sides; a dictionary with the medians and the ratios tinyllm / torch."""
+    sides = {}
+    try:
+        with ctrl_c_waits():
+            for side in ("tinyllm", "torch"):
+                sides[side] = start_worker(side, job, threads)
+        first = {side: answer(side, process) for side, process in sides.items()}
+        check_equal(job, first)
+        times = {"tinyllm": [], "torch": []}
+        for i in range(turns):
+            for side, process in sides.items():
+                time.sleep(0.25)                                # let the other side's threads go to sleep
+                times[side].append(turn(side, process))
+                print(f"\r  {job}: turn {i + 1} of {turns}, {side} {times[side][-1] * 1e3:.1f} ms   ",
+                      end="", flush=True)
+    finally:
+        with ctrl_c_waits():                                    # for somebody who presses it twice
+            for process in sides.values():
+                process.kill()
+                process.wait()
+    ratios = [a / b for a, b in zip(times["tinyllm"], times["torch"])]
+    middle = lambda values: sorted(values)[len(values) // 2]
+    return {"job": job, "what": JOBS[job][0], "threads": threads, "turns": turns,
+            "tinyllm_ms": middle(times["tinyllm"]) * 1e3, "torch_ms": middle(times["torch"]) * 1e3,
+            "ratio": middle(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
+
+
+def check_equal(job, first):
+    """Both sides must compute the same thing: the first losses, or the first tokens."""
+    pairs = [(a, b) for a, b in zip(first["tinyllm"], first["torch"]) if a is not None]
+    worst = max(abs(a - b) for a, b in pairs)
+    if worst > 1e-5:
+        raise SystemExit(f"error: {job}: both sides do not compute the same: {first}")
+    print(f"  {job}: the first {len(pairs)} results agree to {worst:.1e}")
+
+
+def machine():
+    """What the figures belong to."""
+    import numpy
+    import torch
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        name = next((line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines()
+                     if "model name" in line), name)
+    return {"processor": name, "cores": os.cpu_count(), "python": platform.python_version(), "numpy": numpy.__version__,
+            "torch": torch.__version__}
+
+
+def run(jobs, threads, turns):
+    """Measure the jobs and print the table; the report: {"machine": ..., "results": [...]}"""
+    if importlib.util.find_spec("torch") is None:
+        raise ModuleNotFoundError(name="torch")
+    print(f"Comparing with torch eager, {threads} threads each; the machine should do nothing else meanwhile.",
+          flush=True)
+    results = []
+    for job in jobs:
+        results.append(measure(job, threads, max(1, turns * 2 // 3) if job == "C2" else turns))
+        print("\r" + " " * 60, end="\r")
+    print(f"{'':8}{'tinyllm':>12}{'torch':>12}{'ratio':>9}   smallest to largest")
+    for r in results:
+        print(f"{r['job']:8}{r['tinyllm_ms']:9.1f} ms{r['torch_ms']:9.1f} ms{r['ratio']:9.2f}   "
+              f"{r['ratio_min']:.2f} to {r['ratio_max']:.2f}    {r['what']}")
+    return {"machine": machine(), "results": results}
+
+
+def picture(results):
+    """A bar for each job's ratio."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(9, 1.4 + 0.7 * len(results)), layout="constrained")
+    axes = figure.subplots()
+    for i, r in enumerate(results):
+        axes.barh(i, r["ratio"], color="#4c72b0", height=0.5)
+        axes.plot([r["ratio_min"], r["ratio_max"]], [i, i], color="black", linewidth=2)
+        axes.text(r["ratio_max"], i, f"  {r['ratio']:.2f}", va="center")
+    axes.axvline(1, color="gray", linestyle="--")
+    axes.set(yticks=range(len(results)), yticklabels=[f"{r['job']}: {r['what']}" for r in results],
+             xlabel="time, tinyllm / torch eager (below 1: faster)\nblack: smallest to largest ratio")
+    axes.set_xlim(0, max(r["ratio_max"] for r in results) * 1.15)
+    axes.invert_yaxis()
+    return figure
+
+
+if __name__ == "__main__":
+    worker(*sys.argv[1:])

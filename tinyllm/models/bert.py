@@ -1,0 +1,280 @@
+"""BERT (Devlin et al. 2018, "BERT: Pre-training of Deep Bidirectional Transformers", arXiv:1810.04805).
+
+    ids (B, T) -> token + position + segment vectors -> layer norm -> the layers -> (B, T, C) -> a head -> logits
+
+In GPT a position sees what stands before it; here it sees the whole text. So the model cannot be asked for the next token,
+which it would see, but it can be asked for tokens that were hidden (text/masking.py). What it learns from that is good for
+other tasks: the layers stay, and a new head of a few numbers takes the place of the old one. A layer differs from GPT's in
+that it normalises *after* each branch was added (post-norm), as the first Transformer did: each layer then changes the
+scale of the stream that runs through all, and deep models need a warm-up of the learning rate.
+
+The names of all parameters are those of Hugging Face's BertModel, BertForMaskedLM (here: BERT), and so on. Dictionaries
+are parts too, so the tree of names can be seen where it is made.
+"""
+import dataclasses
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+import numpy as np
+
+from .. import functional as F
+from ..nn import Dropout, Embedding, LayerNorm, Linear, Module, full, normal
+
+ACTIVATIONS = {"gelu": F.gelu, "gelu_new": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
+
+
+@dataclass
+class BERTConfig:
+    """The shape of a BERT; the fields carry the names of Hugging Face's BertConfig. The defaults are BERT base."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"                    # exact; "gelu_new": its tanh form; "relu"
+    hidden_dropout_prob: float = 0.1            # of the embeddings and of what each branch adds
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512          # how many tokens it sees at most
+    type_vocab_size: int = 2                    # how many segments are told apart, such as question and answer
+    initializer_range: float = 0.02             # standard deviation of the initial weights
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int = 0                       # what fills short texts up, on the right
+    num_labels: int = 2                         # classes of the two classifiers
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, least = getattr(self, field.name), 0 if field.name == "pad_token_id" else 1
+            if field.type is int and not (isinstance(value, Integral) and value >= least):
+                raise ValueError(f"BERTConfig: {field.name} is {value!r}; it should be a whole number, at least {least}")
+            if field.name.endswith("_prob") and not (isinstance(value, Real) and 0 <= value < 1):
+                raise ValueError(f"BERTConfig: {field.name} is {value!r}; it should be a probability, from 0 to below 1")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"BERTConfig: hidden_size={self.hidden_size} is no multiple of num_attention_heads="
+                             f"{self.num_attention_heads}; every head gets an equal part of it")
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"BERTConfig: hidden_act is {self.hidden_act!r}; it should be one of "
+                             f"{', '.join(ACTIVATIONS)}")
+
+    @classmethod
+    def preset(cls, name, **changes):
+        """A configuration by name (see PRESETS), with some fields changed: BERTConfig.preset("mini", vocab_size=2000)"""
+        if name not in PRESETS:
+            raise ValueError(f'BERTConfig: there is no preset "{name}"; choose one of {", ".join(PRESETS)}')
+        layers, size = PRESETS[name]
+        return cls(**{**dict(hidden_size=size, num_hidden_layers=layers, num_attention_heads=size // 64,
+                             intermediate_size=4 * size), **changes})
+
+
+PRESETS = {     # layers and width, with heads of 64; the first four: Turc et al. 2019, "Well-Read Students Learn Better"
+    "tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512), "base": (12, 768), "large": (24, 1024),
+}
+
+
+class Layer(Module):
+    """x = layer_norm(x + attention(x)), then layer_norm(x + mlp(x))"""
+
+    def __init__(self, config):
+        c, C = config, config.hidden_size
+        self.n_head, self.dropout = c.num_attention_heads, c.attention_probs_dropout_prob
+        self.attention = {
+            "self": {"query": Linear(C, C), "key": Linear(C, C), "value": Linear(C, C)},
+            "output": {"dense": Linear(C, C), "LayerNorm": LayerNorm(C, c.layer_norm_eps)},
+        }
+        self.intermediate = {"dense": Linear(C, c.intermediate_size)}
+        self.output = {"dense": Linear(c.intermediate_size, C), "LayerNorm": LayerNorm(C, c.layer_norm_eps)}
+        self.activation = ACTIVATIONS[c.hidden_act]
+        self.drop = Dropout(c.hidden_dropout_prob)
+
+    def forward(self, x, key_end=None):
+        """(B, T, C) -> (B, T, C); key_end (B,): how many positions of each row may be looked at."""
+        B, T, C = x.shape
+        # Three products, for the sake of the names: as many multiplications as in GPT's packed one, but x is read three
+        # times, and its three gradients are added up. In NumPy, a tenth more for attention at width 128, 2 % from 256 on.
+        q, k, v = (self.attention["self"][name](x).reshape(B, T, self.n_head, -1) for name in ("query", "key", "value"))
+        y = F.attention(q, k, v, None, None, key_end, dropout=self.dropout if self.training else 0.0)   # (B, T, H, D)
+        y = self.drop(self.attention["output"]["dense"](y.reshape(B, T, C)))
+        x = self.attention["output"]["LayerNorm"].add(x, y)[1]
+        y = self.drop(self.output["dense"](self.activation(self.intermediate["dense"](x))))
+        return self.output["LayerNorm"].add(x, y)[1]
+
+
+class BERTModel(Module):
+    """The trunk, without a head: a vector for each token, which knows all the text around it.
+
+    pooler: whether pool() shall exist, which makes one vector of them.
+    """
+
+    def __init__(self, config, pooler=True):
+        self.config, C = config, config.hidden_size
+        self.embeddings = {
+            "word_embeddings": Embedding(config.vocab_size, C),
+            "position_embeddings": Embedding(config.max_position_embeddings, C),
+            "token_type_embeddings": Embedding(config.type_vocab_size, C),
+            "LayerNorm": LayerNorm(C, config.layer_norm_eps),
+        }
+        self.encoder = {"layer": [Layer(config) for _ in range(config.num_hidden_layers)]}
+        self.pooler = {"dense": Linear(C, C)} if pooler else {}
+        self.drop = Dropout(config.hidden_dropout_prob)
+        initialise(self, config)
+
+    def forward(self, ids, attention_mask=None, token_type_ids=None):
+        """ids (B, T) integers -> (B, T, C)
+
+        attention_mask (B, T): 1 for tokens, 0 for the padding behind them; without it, the padding is what the row ends
+        with in pad_token_id. What is computed at padding means nothing, and no token sees it. token_type_ids (B, T):
+        each token's segment; without it, all are in segment 0.
+        """
+        ids = np.asarray(ids)
+        if ids.ndim != 2:
+            raise ValueError(f"BERT: ids must be (batch, time), not {ids.shape}; one text is a batch of one: ids[None]")
+        T, longest = ids.shape[1], self.config.max_position_embeddings
+        if T > longest:
+            raise ValueError(f"BERT: {T} tokens are more than its max_position_embeddings={longest}; cut the text")
+        key_end = lengths(ids, attention_mask, self.config.pad_token_id)
+        types = np.zeros(T, np.int64) if token_type_ids is None else np.asarray(token_type_ids)
+        e = self.embeddings
+        x = e["word_embeddings"](ids) + (e["position_embeddings"](np.arange(T)) + e["token_type_embeddings"](types))
+        x = self.drop(e["LayerNorm"](x))                                    # (B, T, C)
+        for layer in self.encoder["layer"]:
+            x = layer(x, key_end)
+        return x
+
+    def pool(self, x):
+        """One vector for the whole text, from that of its first token, [CLS]: (B, T, C) -> (B, C)"""
+        return self.pooler["dense"](x[:, 0]).tanh()
+
+
+def lengths(ids, attention_mask, pad_token_id):
+    """How many tokens of each row of ids (B, T) come before its padding: (B,), or None if no row is padded."""
+    mask = ids != pad_token_id if attention_mask is None else np.asarray(attention_mask).astype(bool)
+    if mask.shape != ids.shape:
+        raise ValueError(f"BERT: attention_mask is {mask.shape} and ids are {ids.shape}; both must be (batch, time)")
+    T = ids.shape[1]
+    ends = np.where(mask, np.arange(1, T + 1), 0).max(axis=1, initial=0)    # behind the last token
+    if attention_mask is not None and (mask.sum(axis=1) != ends).any():
+        raise ValueError("BERT: attention_mask has a 0 in front of a 1; padding must stand on the right, behind the text")
+    return None if (ends == T).all() else ends
+
+
+def initialise(model, config):
+    """Normal weights, zero biases, as published."""
+    for name, p in model.named_parameters():
+        if p.ndim == 2:
+            p.data = normal(*p.shape, std=config.initializer_range).data
+        elif name.endswith("bias"):
+            p.data = np.zeros(p.shape, np.float32)
+
+
+class BERT(Module):
+    """BERT as it learns from text alone: the trunk, and a head that says which tokens were hidden.
+
+    Hugging Face's BertForMaskedLM. model(ids) gives, at every position, the logits of the token that belongs there.
+    """
+
+    def __init__(self, config):
+        self.config, C = config, config.hidden_size
+        self.bert = BERTModel(config, pooler=False)
+        self.cls = {"predictions": {
+            "bias": full(config.vocab_size, 0),
+            "transform": {"dense": Linear(C, C), "LayerNorm": LayerNorm(C, config.layer_norm_eps)},
+        }}
+        self.activation = ACTIVATIONS[config.hidden_act]
+        initialise(self, config)
+
+    def head(self, x):
+        """(..., C) -> (..., V); the last product is with the token embeddings again (tied weights)."""
+        predictions = self.cls["predictions"]
+        x = self.activation(predictions["transform"]["dense"](x))
+        x = predictions["transform"]["LayerNorm"](x)
+        return F.linear(x, self.bert.embeddings["word_embeddings"].weight, predictions["bias"])
+
+    def forward(self, ids, attention_mask=None, token_type_ids=None):
+        """ids (B, T) -> logits (B, T, V); the other arguments are those of BERTModel."""
+        return self.head(self.bert(ids, attention_mask, token_type_ids))
+
+    def loss(self, ids, targets, reduction="mean", attention_mask=None, token_type_ids=None):
+        """Cross-entropy in nats per hidden token: ids and targets (B, T) -> scalar, or (B, T) with reduction="none".
+
+        targets: what was hidden, and -100 elsewhere. The head is a fifth of a small model's work, or more, and is spared
+        where there is nothing to tell.
+        """
+        x, targets = self.bert(ids, attention_mask, token_type_ids), np.asarray(targets)
+        if reduction == "none":
+            return F.cross_entropy(self.head(x), targets, reduction="none")
+        if targets.shape != x.shape[:2]:
+            raise ValueError(f"BERT: targets are {targets.shape} and ids are {x.shape[:2]}; there must be one target per "
+                             "token, -100 where nothing is hidden")
+        asked = np.flatnonzero(targets != -100)                             # (N,)
+        return F.cross_entropy(self.head(x.reshape(-1, x.shape[2])[asked]), targets.reshape(-1)[asked],
+                               reduction=reduction)
+
+    def config_dict(self):
+        """The configuration as a dictionary, for a checkpoint."""
+        return {"model_type": "bert", **dataclasses.asdict(self.config)}
+
+
+class FineTuned(Module):
+    """What the models for other tasks share. A trained trunk comes in by its names:
+
+    model.load_state_dict(model.state_dict() | {n: a for n, a in bert.state_dict().items() if n.startswith("bert.")})
+    """
+
+    def loss(self, ids, targets, reduction="mean", attention_mask=None, token_type_ids=None):
+        """Cross-entropy in nats: ids (B, T), targets as the logits without the axis of classes, -100: none -> scalar."""
+        logits = self(ids, attention_mask, token_type_ids)
+        return F.cross_entropy(logits, np.asarray(targets), reduction=reduction)
+
+    def config_dict(self):
+        """The configuration as a dictionary, for a checkpoint."""
+        return {"model_type": self.model_type, **dataclasses.asdict(self.config)}
+
+
+class BERTForSequenceClassification(FineTuned):
+    """One of num_labels classes for a whole text (or a pair of them): targets (B,)."""
+
+    model_type = "bert-sequence-classification"
+
+    def __init__(self, config):
+        self.config = config
+        self.bert = BERTModel(config)
+        self.drop = Dropout(config.hidden_dropout_prob)
+        self.classifier = Linear(config.hidden_size, config.num_labels)
+        initialise(self, config)
+
+    def forward(self, ids, attention_mask=None, token_type_ids=None):
+        """ids (B, T) -> logits (B, num_labels)"""
+        return self.classifier(self.drop(self.bert.pool(self.bert(ids, attention_mask, token_type_ids))))
+
+
+class BERTForTokenClassification(FineTuned):
+    """One of num_labels classes for each token, such as its part of speech: targets (B, T)."""
+
+    model_type = "bert-token-classification"
+
+    def __init__(self, config):
+        self.config = config
+        self.bert = BERTModel(config, pooler=False)
+        self.drop = Dropout(config.hidden_dropout_prob)
+        self.classifier = Linear(config.hidden_size, config.num_labels)
+        initialise(self, config)
+
+    def forward(self, ids, attention_mask=None, token_type_ids=None):
+        """ids (B, T) -> logits (B, T, num_labels)"""
+        return self.classifier(self.drop(self.bert(ids, attention_mask, token_type_ids)))
+
+
+class BERTForQuestionAnswering(FineTuned):
+    """Where in a text the answer stands: targets (B, 2), the positions of its first and its last token."""
+
+    model_type = "bert-question-answering"
+
+    def __init__(self, config):
+        self.config = config
+        self.bert = BERTModel(config, pooler=False)
+        self.qa_outputs = Linear(config.hidden_size, 2)
+        initialise(self, config)
+
+    def forward(self, ids, attention_mask=None, token_type_ids=None):
+        """ids (B, T) -> (B, 2, T): at each position the logits that the answer starts and that it ends there."""
+        return self.qa_outputs(self.bert(ids, attention_mask, token_type_ids)).permute(0, 2, 1)

@@ -1,0 +1,80 @@
+"""What changed between GPT-2 and Llama (Touvron et al. 2023, arXiv:2302.13971): the parts that gpt.py takes instead.
+
+Each is an option of GPTConfig by itself; all of them together are Llama (the preset "llama-tiny"):
+
+    norm="rms_norm"             RMSNorm, which leaves out the mean (nn.py)
+    position="rotary"           no table of positions: attention turns queries and keys by an angle that grows with the
+                                position, so that their product depends on the distance alone (ops/rope.py)
+    n_kv_head < n_head          several query heads share the keys and values of one head, and the cache is that much
+                                smaller (Ainslie et al. 2023, "GQA", arXiv:2305.13245)
+    mlp="swiglu"                an MLP in which one half of the hidden features switches the other (Shazeer 2020,
+                                arXiv:2002.05202)
+    bias=False                  no biases
+    tie_word_embeddings=False   a head of its own (the small models of the Llama 3.2 family tie it again)
+
+The parts keep GPT-2's names; what Llama's files call q_proj, k_proj and v_proj lies in c_attn, one below the other, o_proj
+is attn.c_proj, gate_proj, up_proj and down_proj are mlp.c_gate, mlp.c_fc and mlp.c_proj.
+"""
+import functools
+
+import numpy as np
+
+from .. import backend
+from .. import functional as F
+from ..nn import Linear, Module
+
+
+class GroupedAttention(Module):
+    """Causal self-attention in which each of n_kv_head heads of keys and values serves n_head / n_kv_head queries.
+
+    rope_theta: the base of the rotary angles, for positions below n_positions; None: no rotation.
+    """
+
+    def __init__(self, n_embd, n_head, n_kv_head, bias=False, dropout=0.0, rope_theta=None, n_positions=None):
+        self.n_head, self.n_kv_head, self.head_size, self.dropout = n_head, n_kv_head, n_embd // n_head, dropout
+        self.rope_theta, self.n_positions = rope_theta, n_positions
+        self.c_attn = Linear(n_embd, (n_head + 2 * n_kv_head) * self.head_size, bias)      # q, k and v in one product
+        self.c_proj = Linear(n_embd, n_embd, bias)
+
+    def forward(self, x, cache=None):
+        """(B, T, C) -> (B, T, C); with a cache, x continues the positions that the cache holds."""
+        B, T, C = x.shape
+        H, K = self.n_head, self.n_kv_head
+        heads = self.c_attn(x).reshape(B, T, H + 2 * K, self.head_size)
+        qk, v = F.split(heads, [H + K, K], axis=2)                          # (B, T, H + K, D), (B, T, K, D)
+        if self.rope_theta:
+            qk = self._rotate(qk, cache.used if cache else 0)
+        q, k = F.split(qk, [H, K], axis=2)
+        if cache is not None:
+            k, v = cache.append(k, v)           # keys are kept turned: their positions do not change any more
+        y = F.attention(q, k, v, causal=True, dropout=self.dropout if self.training else 0.0)
+        return self.c_proj(y.reshape(B, T, C))
+
+    def _rotate(self, x, start):
+        """Turn each head (B, T, H, D) by the angles of the positions from `start` on."""
+        dtype = np.float64 if x.dtype == np.float64 else np.float32
+        cos, sin = _tables(backend.of(x.data), dtype, self.n_positions, self.head_size, self.rope_theta)
+        end = start + x.shape[1]
+        return F.rope(x, cos[start:end], sin[start:end])
+
+
+@functools.cache
+def _tables(ops, dtype, length, size, theta):
+    """cos and sin of all positions, computed once for all layers and steps: two arrays (length, size/2) of a backend"""
+    return tuple(ops.from_numpy(table) for table in F.rope_tables(np.arange(length), size, theta, dtype))
+
+
+class GatedMLP(Module):
+    """(silu(x W_gate^T) * x W_fc^T) W_proj^T: C -> hidden -> C, at every position by itself.
+
+    hidden: two thirds of 4 C unless given, so that three matrices weigh what GPT-2's two do.
+    """
+
+    def __init__(self, n_embd, hidden=None, bias=False):
+        hidden = hidden or 8 * n_embd // 3
+        self.c_gate = Linear(n_embd, hidden, bias)
+        self.c_fc = Linear(n_embd, hidden, bias)
+        self.c_proj = Linear(hidden, n_embd, bias)
+
+    def forward(self, x):
+        return self.c_proj(F.swiglu(self.c_gate(x), self.c_fc(x)))

@@ -1,0 +1,154 @@
+"""Recurrent language models: RNN, LSTM and GRU, what people wrote text with before there were Transformers.
+
+    ids (B, T) -> token vectors -> n_layer recurrent layers -> logits (B, T, V)
+
+All that such a model knows of the text so far is a state of fixed size. So a new token always costs the same, and no
+text is too long; but the state has to hold whatever may matter later, and a sequence must be worked off one step after
+another, where attention sees all positions at once. Mikolov et al. 2010, "Recurrent neural network based language
+model"; with an LSTM, and dropout everywhere but from step to step, Zaremba et al. 2014, arXiv:1409.2329.
+
+Training looks at windows of the text, and gradients end where a window begins (truncated back-propagation through
+time). The state need not start from zeros there: windows that follow each other can hand it on,
+
+    loss, state = model.loss(ids, targets, state=state, return_state=True)      # state: None at first
+"""
+import dataclasses
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+import numpy as np
+
+from .. import functional as F
+from ..nn import GRU, LSTM, RNN, Dropout, Embedding, Linear, Module, normal
+
+
+@dataclass
+class RNNConfig:
+    """The shape of an RNNLM, LSTMLM or GRULM. The defaults are the medium model of Zaremba et al. 2014."""
+
+    vocab_size: int = 10000
+    n_positions: int = 35               # length of a training window, and of the text that generate() keeps in view
+    n_embd: int = 650                   # size of a token's vector
+    n_hidden: int = 650                 # size of the state
+    n_layer: int = 2
+    dropout: float = 0.5                # of token vectors, between layers, and before the head; never from step to step
+    tie_word_embeddings: bool = False   # whether the head is the token embedding (Press & Wolf 2017)
+
+    def __post_init__(self):
+        for name in ("vocab_size", "n_positions", "n_embd", "n_hidden", "n_layer"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"RNNConfig: {name} is {value!r}; it should be a whole number, at least 1")
+        if not isinstance(self.dropout, Real) or not 0 <= self.dropout < 1:
+            raise ValueError(f"RNNConfig: dropout is {self.dropout!r}; it should be a probability, from 0 to below 1")
+        if self.tie_word_embeddings and self.n_embd != self.n_hidden:
+            raise ValueError(f"RNNConfig: with tie_word_embeddings n_embd={self.n_embd} must equal n_hidden="
+                             f"{self.n_hidden}, as the head multiplies states with token vectors")
+
+    @classmethod
+    def preset(cls, name, **changes):
+        """A configuration by name (see PRESETS), with some fields changed: RNNConfig.preset("tiny", vocab_size=65)."""
+        if name not in PRESETS:
+            raise ValueError(f'RNNConfig: there is no preset "{name}"; choose one of {", ".join(PRESETS)}')
+        return cls(**{**PRESETS[name], **changes})
+
+
+PRESETS = {
+    "nano": dict(n_positions=8, n_embd=16, n_hidden=32, n_layer=2, dropout=0.0),            # for Triton's interpreter
+    "tiny": dict(n_positions=64, n_embd=64, n_hidden=256, n_layer=1, dropout=0.0),          # minutes on a laptop
+    "medium": dict(),                                                                       # Zaremba et al. 2014
+    "large": dict(n_embd=1500, n_hidden=1500, dropout=0.65),                                # theirs, too
+}
+
+
+class RecurrentLM(Module):
+    """Everything but the layers: model(ids) gives, at every position, the logits of the token that comes next."""
+
+    layers = model_type = None
+
+    def __init__(self, config):
+        self.config = c = config
+        self.wte = Embedding(c.vocab_size, c.n_embd)
+        self.drop = Dropout(c.dropout)
+        self.rnn = self.layers(c.n_embd, c.n_hidden, c.n_layer, c.dropout)
+        self.lm_head = self.wte if c.tie_word_embeddings else Linear(c.n_hidden, c.vocab_size, bias=False)
+        if c.tie_word_embeddings:       # vectors of standard deviation 1 would make a head that starts out quite sure
+            self.wte.weight = normal(c.vocab_size, c.n_embd, std=0.1)
+
+    def hidden(self, ids, state=None):
+        """What the head reads, and the state after the last token: ids (B, T) -> (B, T, H), state
+
+        The state comes back detached from the tape: whoever continues from it does not go back beyond it.
+        """
+        x, state = self.rnn(self.drop(self.wte(_batch(ids))), state)
+        state = tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
+        return self.drop(x), state
+
+    def forward(self, ids, state=None, return_state=False):
+        """Logits of the next token at every position: ids (B, T) integers -> (B, T, V)
+
+        state: continue the texts after which return_state=True returned it; then the result is (logits, state).
+        """
+        x, state = self.hidden(ids, state)
+        logits = F.linear(x, self.lm_head.weight)
+        return (logits, state) if return_state else logits
+
+    def loss(self, ids, targets, reduction="mean", ignore_index=-100, state=None, return_state=False):
+        """Cross-entropy in nats per token: ids and targets (B, T) -> scalar, or (scalar, state) with return_state=True.
+
+        targets[b, t] is what follows ids[b, t]. state: as in forward().
+        """
+        x, state = self.hidden(ids, state)
+        loss = F.linear_cross_entropy(x, self.lm_head.weight, _batch(targets), ignore_index, reduction)
+        return (loss, state) if return_state else loss
+
+    def next_logits(self, ids, cache=None):
+        """The logits after the last position only: ids (B, T) -> (B, V); for generation.
+
+        cache: from new_cache(); the ids continue the texts that it has seen.
+        """
+        x, state = self.hidden(ids, cache[0] if cache else None)
+        if cache is not None:
+            cache[0] = state
+        return F.linear(x[:, -1], self.lm_head.weight)
+
+    def new_cache(self, batch, length=None):
+        """A cache for new texts: a list that holds their state, None so far. How many and how long changes nothing."""
+        return [None]
+
+    def flops_per_token(self, context=None):
+        """Floating-point operations of one training step per token (forward and backward), estimated; any context.
+
+        6 N: each weight takes part in a multiplication and an addition, once forward and twice backward, except those
+        of a token table that is not the head, too: looking up costs nothing.
+        """
+        table = 0 if self.lm_head is self.wte else self.wte.num_parameters()
+        return 6 * (self.num_parameters() - table)
+
+    def config_dict(self):
+        """The configuration as a dictionary, for a checkpoint."""
+        return {"model_type": self.model_type, **dataclasses.asdict(self.config)}
+
+
+class RNNLM(RecurrentLM):
+    """A language model of plain recurrent layers (Elman 1990): the simplest, and soon forgetful."""
+    layers, model_type = RNN, "rnn"
+
+
+class LSTMLM(RecurrentLM):
+    """A language model of LSTM layers (Hochreiter & Schmidhuber 1997), whose gates keep what matters."""
+    layers, model_type = LSTM, "lstm"
+
+
+class GRULM(RecurrentLM):
+    """A language model of gated recurrent units (Cho et al. 2014): three quarters of an LSTM's weights, one state."""
+    layers, model_type = GRU, "gru"
+
+
+def _batch(ids):
+    """Token ids as an array (B, T)."""
+    ids = np.asarray(ids) if isinstance(ids, (list, tuple)) else ids
+    if ids.ndim != 2:
+        raise ValueError(f"a recurrent model's ids must be (batch, time), not {tuple(ids.shape)}; "
+                         "one text is a batch of one: ids[None]")
+    return ids
