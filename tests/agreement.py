@@ -25,7 +25,7 @@ from strategies import FUSED
 from tinyllm import Tensor, random
 from tinyllm.kernels import configs, runtime
 
-UNIT = {"float32": 2.0**-24, "bfloat16": 2.0**-9, "float16": 2.0**-11}      # the largest relative error of one rounding
+UNIT = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}      # the largest relative error of one rounding
 FENCE = 64          # numbers on each side of an array; a multiple of 16 bytes, so that alignment stays as it was
 
 

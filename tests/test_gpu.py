@@ -1,7 +1,7 @@
 """What only a GPU can show. CI has none and skips this file; elsewhere: pytest -m gpu -n 0
 
 The other tests of the kernels run on a GPU too, without a change, where there is one. Here stands the rest: what atomic
-additions could make different from run to run, arrays of more than 2^31 numbers that exist in full, a real training run.
+additions could make different from run to run, arrays of more than 2^31 numbers that exist in full, a training run.
 """
 import os
 
@@ -106,7 +106,7 @@ def test_linear_cross_entropy_reaches_beyond_two_to_the_31(rows, columns):
         results.append((loss[-256:].clone(), dx[-256:].clone()))
         del loss, saved, dx
     for whole, part in zip(*results):
-        # tiles of another size may sum in another order, and bfloat16 rounds to 1 in 256; a wrong offset gives another row
+        # other tiles may sum in another order, and bfloat16 rounds to 1 in 256; a wrong offset gives another row
         assert float((whole - part).float().abs().max()) <= float(part.float().abs().max()) / 64
 
 

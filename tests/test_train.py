@@ -217,7 +217,8 @@ def test_a_log_with_damaged_lines_still_resumes(tmp_path):
     with open(tmp_path / "log.jsonl", "a") as file:
         file.write('[]\n{"no": "step"}\n{"step": "x"}\n{"step": 4, "lo')
     run(tmp_path, resume=checkpoint.latest(tmp_path))
-    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [2, 4, 4, 6, 8, 8]
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 4, 6, 8, 8]
 
 
 def test_resuming_with_other_settings_is_refused(tmp_path):

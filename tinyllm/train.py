@@ -207,7 +207,7 @@ def _save(out, done, run, model, optimizer, tokenizer):
 
 
 def _read(unread, out):
-    """The mean loss since the last look; FloatingPointError names the first step whose loss or gradient is no number."""
+    """The mean loss since last time; FloatingPointError names the first step with a loss or gradient that is none."""
     means = []
     for step, losses, norm in unread:
         means.append(sum(float(part) for part in losses) / len(losses))
