@@ -5,8 +5,8 @@
 
 The encoder reads the whole source, every position seeing every other. The decoder writes the target like a language
 model, each token from those before it, and in each of its layers looks back at the source: where exactly is one of the
-things it learns (examples/8_sequence_to_sequence.py draws it). While training, all positions of the target are computed
-at once: position t reads token t - 1 and has to tell token t, so the decoder's input is the target shifted by one.
+things it learns. While training, all positions of the target are computed at once: position t reads token t - 1 and
+has to tell token t, so the decoder's input is the target shifted by one.
 
 EncoderDecoder is what every such model shares; T5 (t5.py) is another one.
 """
