@@ -72,7 +72,7 @@ class MultiheadAttention(Module):
     def __init__(self, config):
         c, C = config, config.d_model
         self.nhead, self.dropout = c.nhead, c.dropout
-        self.in_proj_weight = Tensor(np.empty((3 * C, C), np.float32), requires_grad=True)      # see initialise()
+        self.in_proj_weight = normal(3 * C, C, std=C**-0.5)     # a whole model draws it again: initialise()
         self.in_proj_bias = full(3 * C, 0) if c.bias else None
         self.out_proj = Linear(C, C, c.bias)
 
