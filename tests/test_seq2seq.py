@@ -168,6 +168,31 @@ def test_layers_equal_torchs_with_its_weights(norm_first, activation):
                                        err_msg=name)
 
 
+@pytest.mark.parametrize("projection, tied", [("relu", True), ("gated-gelu", False)])
+def test_t5_is_that_of_transformers(projection, tied):
+    """Names, the loss, logits through padding, and every gradient."""
+    transformers = pytest.importorskip("transformers", reason="the reference: pip install transformers")
+    settings = {**T5_SHAPE, "feed_forward_proj": projection, "tie_word_embeddings": tied}
+    torch.manual_seed(0)
+    config = transformers.T5Config(**settings, decoder_start_token_id=0)
+    theirs = transformers.T5ForConditionalGeneration(config)
+    if not tied:                # the constructor ties them in any case, and remembers the flag for the scale only
+        theirs.lm_head.weight = torch.nn.Parameter(torch.randn(23, 16))
+    theirs = theirs.double().train()
+    ours = tinyllm.T5(tinyllm.T5Config(**settings, eos_token_id=1)).to("numpy", np.float64)
+    weights = {name: p.detach().numpy() for name, p in theirs.named_parameters()}
+    ours.load_state_dict({name: weights[name] for name, _ in ours.named_parameters()})
+    reference = theirs(input_ids=torch.from_numpy(SOURCE), attention_mask=torch.from_numpy(SOURCE != 0).long(),
+                       labels=torch.from_numpy(TARGETS))
+    loss = ours.loss(SOURCE, TARGETS)
+    assert loss.item() == pytest.approx(reference.loss.item(), rel=1e-6)       # the library's softmax may be float32
+    reference.loss.backward()
+    loss.backward()
+    gradients = dict(theirs.named_parameters())
+    for name, p in ours.named_parameters():
+        np.testing.assert_allclose(p.grad, gradients[name].grad.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)
+
+
 def test_labels_are_smoothed_as_torch_does_and_only_while_training():
     tinyllm.manual_seed(4)
     model = tinyllm.Seq2Seq(tinyllm.Seq2SeqConfig(**{**SHAPE, "label_smoothing": 0.1})).to("numpy", np.float64)
