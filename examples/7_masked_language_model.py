@@ -1,13 +1,13 @@
 """7. BERT: hide words in a text, and learn to tell what they were.
 
     python examples/7_masked_language_model.py                  the text that comes with Python, a few minutes
-    python examples/7_masked_language_model.py --sentence "a function is [MASK] by its name ."      and a question of yours
+    python examples/7_masked_language_model.py --sentence "a function is [MASK] by its name ."      with your question
     python examples/7_masked_language_model.py --resume         go on where it was interrupted, or only show the results
 
 A language model like GPT reads from left to right. BERT reads all of a text at once, so it can use what stands behind a
-gap as well, and is taught by gaps: of every window of 32 tokens some are hidden (tinyllm/text/masking.py), and the loss is
-the surprise at what stood there. For a long time it learns only which tokens are frequent; then its attention finds the
-neighbours of a gap, and what goes with them.
+gap as well, and is taught by gaps: of every window of 32 tokens some are hidden (tinyllm/text/masking.py), and the loss
+is the surprise at what stood there. For a long time it learns only which tokens are frequent; then its attention finds
+the neighbours of a gap, and what goes with them.
 
 The model: two layers of width 128; the tokens: 2,000 pieces of words, learned by WordPiece. Everything is written into
 one folder (--out): checkpoints, log.jsonl, loss.png, and fills.png, the most likely words for some gaps.
@@ -112,16 +112,16 @@ def main():
     model = make_model(args.seed)
     for sentence in args.sentence:
         fills(model, tokenizer, sentence)       # a mistake in it should show now, not after the training
-    print(f"Model: {model.num_parameters():,} parameters. Job: {config.steps:,} steps of {config.batch_size} windows of "
-          f"{CONTEXT} tokens; a few minutes on two cores.")
+    print(f"Model: {model.num_parameters():,} parameters. Job: {config.steps:,} steps of {config.batch_size} windows "
+          f"of {CONTEXT} tokens; a few minutes on two cores.")
     print(f"Expect: the loss starts near ln {VOCABULARY:,} = {np.log(VOCABULARY):.1f}, falls to 5 and a half with the "
           "frequencies alone,\nand from there more slowly, as context begins to count.\n")
     train.train(model, train_data, val_data, config, args.out, tokenizer, newest)
 
     commonest = int(np.bincount(train_data.tokens).argmax())
     ours, guessed = accuracy(model, val_data, commonest)
-    print(f"\nHidden tokens of text it has not seen: {ours:.1%} right. Always guessing {tokenizer.vocabulary[commonest]}, "
-          f"the commonest token: {guessed:.1%}, so it is {ours / guessed:.1f} times as good.")
+    print(f"\nHidden tokens of text it has not seen: {ours:.1%} right. Always guessing the commonest token, "
+          f"{tokenizer.vocabulary[commonest]} : {guessed:.1%}, so it is {ours / guessed:.1f} times as good.")
     answers = [(sentence, fills(model, tokenizer, sentence)) for sentence in sentences]
     for sentence, found in answers:
         print(f"\n  {sentence}\n     " + "   ".join(f"{token} {share:.0%}" for token, share in found))

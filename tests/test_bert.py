@@ -1,13 +1,14 @@
-"""BERT against torch and against transformers, and what makes it one: every position sees the whole text, no padding."""
+"""BERT against torch and transformers, and what makes it one: every position sees the whole text, and no padding."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
+from model_checks import check_random_directions, check_two_paths
 from strategies import integers, normal
 
-from tinyllm import BERT, BERTConfig, Tensor, backend, checkpoint, manual_seed, optim, random, train
+from tinyllm import BERT, BERTConfig, Tensor, checkpoint, manual_seed, optim
 from tinyllm import functional as F
 from tinyllm.models import MODELS, BERTModel
 from tinyllm.models import BERTForQuestionAnswering as QuestionAnswering
@@ -208,23 +209,9 @@ def test_nothing_hidden_is_nothing_lost():
 
 @pytest.mark.parametrize("kind", ALL)
 def test_gradients_with_dropout_by_random_directions(kind):
-    model = moved(kind, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2)
-    ids, state, before = padded(IDS[:, :5], 2), random.get_state(), [p.data for p in model.parameters()]
+    model, ids = moved(kind, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2), padded(IDS[:, :5], 2)
     ids[0] = IDS[0]
-
-    def loss(step, direction):
-        random.set_state(state)         # the same masks every time
-        for p, start, d in zip(model.parameters(), before, direction):
-            p.data = start + step * d
-        return model.loss(ids, TARGETS[kind])
-
-    for seed in range(3):
-        direction = [normal(*p.shape, seed=seed) for p in model.parameters()]
-        up, down = (loss(step, direction).item() for step in (1e-5, -1e-5))
-        model.zero_grad()
-        loss(0, direction).backward()
-        slope = sum((p.grad * d).sum() for p, d in zip(model.parameters(), direction))
-        np.testing.assert_allclose((up - down) / 2e-5, slope, rtol=1e-6)
+    check_random_directions(model, lambda: model.loss(ids, TARGETS[kind]))
 
 
 def test_dropout_ends_with_training():
@@ -239,25 +226,13 @@ def test_dropout_ends_with_training():
 
 @pytest.mark.parametrize("kind", ALL)
 def test_both_paths_agree_in_the_loss_and_in_every_gradient(kind):
-    """A training step with dropout and padding; the rule of test_two_paths.py."""
+    """A training step with dropout and padding."""
     pytest.importorskip("triton", reason="the Triton path needs triton, which exists for Linux only")
     ids = IDS.copy()
     ids[1, 4:] = 0
     targets = np.where(ids == 0, -100, TARGETS[kind]) if TARGETS[kind].shape == ids.shape else TARGETS[kind]
-
-    def step(where, dtype=None):
-        model = moved(kind, np.float32, num_hidden_layers=1, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
-        model.to(where, dtype)
-        (loss,), _ = train.training_step(model, optim.AdamW(model.parameters()), train.TrainConfig())([(ids, targets)], 0)
-        return np.array(float(loss)), {name: backend.of(p.grad).to_numpy(p.grad)
-                                       for name, p in model.named_parameters()}
-
-    (loss, exact), (loss32, plain), (loss3, kernels) = step("numpy", np.float64), step("numpy"), step("triton")
-    largest = max(np.abs(g).max() for g in exact.values())
-    for name in exact:
-        allowed = 3 * np.abs(plain[name] - exact[name]).max() + 16 * np.finfo(np.float32).eps * largest
-        assert np.abs(kernels[name] - exact[name]).max() <= allowed, name
-    assert abs(loss3 - loss) <= 3 * abs(loss32 - loss) + 16 * np.finfo(np.float32).eps * loss
+    changes = dict(num_hidden_layers=1, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+    check_two_paths(lambda where, dtype: moved(kind, np.float32, **changes).to(where, dtype), [(ids, targets)])
 
 
 # The model as a whole
@@ -325,7 +300,7 @@ def test_a_trained_trunk_moves_into_another_model():
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"hidden_size": 10}, "hidden_size=10 is no multiple of num_attention_heads=3"),
+    ({"hidden_size": 10}, "hidden_size is 10; it should be a multiple of num_attention_heads=3"),
     ({"num_hidden_layers": 0}, "num_hidden_layers is 0; it should be a whole number, at least 1"),
     ({"pad_token_id": -1}, "pad_token_id is -1; it should be a whole number, at least 0"),
     ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob is 1.0; it should be a probability"),

@@ -167,7 +167,8 @@ def test_presets_can_be_changed_and_must_exist():
 @pytest.mark.parametrize("field, value, message", [
     ("vocab_size", 0, "vocab_size is 0; it should be a whole number"), ("n_positions", -1, "n_positions is -1"),
     ("n_embd", 1.5, "n_embd is 1.5"), ("n_layer", "2", "n_layer is '2'"), ("n_head", 0, "n_head is 0"),
-    ("n_head", 5, "n_embd=12 is no multiple of n_head=5"), ("embd_pdrop", 1.0, "embd_pdrop is 1.0; .*0 to below 1"),
+    ("n_head", 5, "n_embd is 12; it should be a multiple of n_head=5"),
+    ("embd_pdrop", 1.0, "embd_pdrop is 1.0; .*0 to below 1"),
     ("attn_pdrop", -0.1, "attn_pdrop is -0.1"), ("resid_pdrop", float("nan"), "resid_pdrop is nan"),
     ("resid_pdrop", None, "resid_pdrop is None")])
 def test_a_wrong_configuration_names_the_field(field, value, message):

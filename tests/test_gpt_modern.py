@@ -1,4 +1,4 @@
-"""The options that turn GPT-2 into Llama: each against torch, all of them against transformers; GPT-2 is what it was."""
+"""The options that turn GPT-2 into Llama: each against torch, all against transformers; GPT-2 is what it was."""
 
 import dataclasses
 import hashlib
@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as TF
+from model_checks import check_random_directions, check_two_paths
 from strategies import integers, normal
 
 import tinyllm
-from tinyllm import GPT, GPTConfig, Tensor, backend, checkpoint, generate, manual_seed, no_grad, optim, random
+from tinyllm import GPT, GPTConfig, Tensor, checkpoint, generate, manual_seed, no_grad, optim, random
 from tinyllm.models.gpt import NO_DROPOUT
 from tinyllm.models.llama import GroupedAttention
 
@@ -72,7 +73,7 @@ def test_without_options_it_is_the_gpt_it_was(bias):
 # Against torch
 
 def torch_logits(c, w, ids):
-    """The model again, from a dictionary of torch tensors; rotation as a product of complex numbers (the paper's eq. 13)."""
+    """The model again, from a dictionary of torch tensors; rotation as a product of complex numbers (paper, eq. 13)."""
     B, T = ids.shape
     D, K = c.n_embd // c.n_head, c.n_kv_head or c.n_head
 
@@ -146,21 +147,7 @@ def test_logits_are_those_of_transformers():
 
 def test_gradients_with_dropout_by_random_directions():
     model, (ids, targets) = moved(**LLAMA, embd_pdrop=0.2, attn_pdrop=0.2, resid_pdrop=0.2), batch()
-    before, state = [p.data for p in model.parameters()], random.get_state()
-
-    def loss(step, direction):
-        random.set_state(state)         # the same masks every time
-        for p, start, d in zip(model.parameters(), before, direction):
-            p.data = start + step * d
-        return model.loss(ids, targets)
-
-    for seed in range(3):
-        direction = [normal(*p.shape, seed=seed) for p in model.parameters()]
-        up, down = (loss(step, direction).item() for step in (1e-5, -1e-5))
-        model.zero_grad()
-        loss(0, direction).backward()
-        slope = sum((p.grad * d).sum() for p, d in zip(model.parameters(), direction))
-        np.testing.assert_allclose((up - down) / 2e-5, slope, rtol=1e-6)
+    check_random_directions(model, lambda: model.loss(ids, targets))
 
 
 def test_nothing_leaks_from_the_future():
@@ -241,10 +228,12 @@ def test_operations_per_token_by_hand():
 @pytest.mark.parametrize("changes, message", [
     ({"norm": "batch_norm"}, "norm is 'batch_norm'; it should be one of layer_norm, rms_norm"),
     ({"position": "absolute"}, "position is 'absolute'; .* learned, rotary"),
-    ({"mlp": "relu"}, "mlp is 'relu'; .* gelu, swiglu"), ({"n_kv_head": 3}, "n_head=4 is no multiple of n_kv_head=3"),
+    ({"mlp": "relu"}, "mlp is 'relu'; .* gelu, swiglu"),
+    ({"n_kv_head": 3}, "n_head is 4; it should be a multiple of n_kv_head=3"),
     ({"n_kv_head": 0}, "n_kv_head is 0; it should be a whole number"), ({"n_inner": 2.5}, "n_inner is 2.5"),
     ({"rope_theta": 0}, "rope_theta is 0; it should be a positive number"),
-    ({"position": "rotary", "n_embd": 12}, "a head has 3 features; .* should be even"),
+    ({"position": "rotary", "n_embd": 12},
+     "n_embd is 12; it should be a multiple of 2 n_head=8: rotary positions turn pairs"),
 ])
 def test_wrong_options_are_explained(changes, message):
     with pytest.raises(ValueError, match="GPTConfig: " + message):
@@ -260,27 +249,14 @@ def test_a_checkpoint_keeps_the_options(tmp_path):
 
 
 def test_both_paths_agree_in_the_loss_and_in_every_gradient():
-    """Two training steps; the rule of test_two_paths.py."""
+    """Two training steps."""
     pytest.importorskip("triton", reason="the Triton path needs triton, which exists for Linux only")
-    from tinyllm import train
 
-    def steps(where, dtype=None):
+    def make(where, dtype):
         manual_seed(1)
-        model = GPT(config(**LLAMA, attn_pdrop=0.1)).to(where, dtype)
-        step = train.training_step(model, optim.AdamW(model.parameters(), 1e-3), train.TrainConfig())
-        for i in range(2):
-            random.next_step(i)
-            (loss,), _ = step([batch(i)], 1e-3)
-            yield np.array(float(loss)), {name: backend.of(p.grad).to_numpy(p.grad)
-                                          for name, p in model.named_parameters()}
+        return GPT(config(**LLAMA, attn_pdrop=0.1)).to(where, dtype)
 
-    for (loss, exact), (loss32, plain), (loss3, kernels) in zip(
-            steps("numpy", np.float64), steps("numpy"), steps("triton")):
-        largest = max(np.abs(g).max() for g in exact.values())
-        for name in exact:
-            allowed = 3 * np.abs(plain[name] - exact[name]).max() + 16 * np.finfo(np.float32).eps * largest
-            assert np.abs(kernels[name] - exact[name]).max() <= allowed, name
-        assert abs(loss3 - loss) <= 3 * abs(loss32 - loss) + 16 * np.finfo(np.float32).eps * loss
+    check_two_paths(make, [batch(0), batch(1)])
 
 
 def test_both_paths_write_the_same_text():

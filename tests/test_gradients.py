@@ -104,3 +104,10 @@ def test_gradcheck_leaves_its_inputs_alone():
     a = leaf(3)
     gradcheck(lambda a: a * a, [a])
     assert a.grad is None and (a.data == 1).all()
+
+
+def test_a_function_that_ignores_its_inputs_is_refused():
+    """Both sides would be zero, and the check would pass whatever the function computes."""
+    known = leaf(3)
+    with pytest.raises(ValueError, match="fn must compute with the tensors that it is given"):
+        gradcheck(lambda a: known * known, [leaf(3)])

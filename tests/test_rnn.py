@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from model_checks import check_two_paths, training
 from strategies import integers, normal
 from test_recurrent import triton_backend
 
 import tinyllm
-from tinyllm import GRULM, LSTMLM, RNNLM, RNNConfig, backend, checkpoint, manual_seed, optim, train
+from tinyllm import GRULM, LSTMLM, RNNLM, RNNConfig, checkpoint, manual_seed, train
 
 V = 11
 MODELS = pytest.mark.parametrize("make", [RNNLM, LSTMLM, GRULM])
@@ -162,7 +163,7 @@ def test_training_saving_and_resuming(make, tmp_path):
 WRONG = [
     (lambda: RNNConfig(n_layer=0), "RNNConfig: n_layer is 0; it should be a whole number"),
     (lambda: RNNConfig(dropout=1.0), "RNNConfig: dropout is 1.0; it should be a probability"),
-    (lambda: RNNConfig(n_embd=3, tie_word_embeddings=True), "with tie_word_embeddings n_embd=3 must equal .*=650"),
+    (lambda: RNNConfig(n_embd=3, tie_word_embeddings=True), "n_embd is 3; it should be n_hidden=650 with tie_word"),
     (lambda: RNNConfig.preset("huge"), 'no preset "huge"; choose one of nano'),
     (lambda: language_model(LSTMLM)([1, 2]), r"ids must be \(batch, time\), not \(2,\).*ids\[None\]"),
 ]
@@ -176,41 +177,24 @@ def test_wrong_arguments_are_explained(wrong, message):
 
 # Both paths
 
-def training(make, steps, n_layer, where, dtype=None):
-    """Loss, gradient norm and every gradient, by name, of some training steps."""
+def small(make, n_layer, where, dtype=None):
     manual_seed(1)
     shape = dict(vocab_size=V, n_positions=3, n_embd=8, n_hidden=16, n_layer=n_layer, dropout=0.2)
-    model = make(RNNConfig(**shape)).to(where, dtype)
-    optimizer = optim.AdamW(model.parameters(), 1e-2)
-    step, records = train.training_step(model, optimizer, train.TrainConfig(clip=1.0)), []
-    for i in range(steps):
-        tinyllm.random.next_step(i)
-        losses, norm = step([batch(4, 2, seed=i)], 1e-2)
-        gradients = {name: backend.of(p.grad).to_numpy(p.grad) for name, p in model.named_parameters()}
-        records.append({"loss": np.array(float(losses[0])), "norm": np.array(float(norm)), **gradients})
-    return records
+    return make(RNNConfig(**shape)).to(where, dtype)
 
 
 @pytest.mark.parametrize("make, steps, n_layer", [(LSTMLM, 10, 1), (RNNLM, 4, 2), (GRULM, 2, 1)])
 def test_training_steps_agree_in_the_loss_and_in_every_gradient(make, steps, n_layer):
-    """No worse than three times NumPy's own float32 error, against the float64 truth; see test_two_paths.py."""
     triton_backend()
-    truth, plain, triton = (training(make, steps, n_layer, *how)
-                            for how in (("numpy", np.float64), ("numpy",), ("triton",)))
-    for step, (exact, numpy32, kernels) in enumerate(zip(truth, plain, triton)):
-        largest = max(np.abs(g).max() for name, g in exact.items() if name not in ("loss", "norm"))
-        for name in exact:
-            size = np.abs(exact[name]).max() if name in ("loss", "norm") else largest
-            allowed = 3 * np.abs(numpy32[name] - exact[name]).max() + 16 * np.finfo(np.float32).eps * size
-            error = np.abs(kernels[name] - exact[name]).max()
-            assert error <= allowed, (f"step {step}, {name}: the kernels are off by {error:.2g}, "
-                                      f"allowed is {allowed:.2g}")
+    batches = [batch(4, 2, seed=i) for i in range(steps)]
+    check_two_paths(lambda where, dtype: small(make, n_layer, where, dtype), batches, lr=1e-2)
 
 
 def test_three_steps_in_bfloat16_follow_the_float64_run():
     """bfloat16 rounds to 1 in 256. A loss averages such errors over tokens and features, a gradient adds them up."""
     triton_backend()
-    exact, half = training(LSTMLM, 3, 2, "numpy", np.float64), training(LSTMLM, 3, 2, "triton", "bfloat16")
+    exact, half = (training(small(LSTMLM, 2, *how), [batch(4, 2, seed=i) for i in range(3)], lr=1e-2)
+                   for how in (("numpy", np.float64), ("triton", "bfloat16")))
     for step, (a, b) in enumerate(zip(exact, half)):
         assert abs(a["loss"] - b["loss"]) < 2.0**-8 * a["loss"], f"step {step}: loss {b['loss']} instead of {a['loss']}"
         largest = max(np.abs(g).max() for name, g in a.items() if name not in ("loss", "norm"))

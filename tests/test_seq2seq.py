@@ -4,9 +4,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from model_checks import check_random_directions, check_two_paths
 
 import tinyllm
-from tinyllm import backend, checkpoint, optim, train
+from tinyllm import checkpoint, optim, train
 from tinyllm.models import transformer
 from tinyllm.models.t5 import relative_buckets
 from tinyllm.text import PairDataset
@@ -69,22 +70,8 @@ def test_a_permutation_of_the_batch_permutes_the_output(kind):
 
 
 def test_gradients_by_random_directions(kind):
-    """In float64, all parameters at once, against finite differences."""
-    model, rng = make(kind, np.float64), np.random.default_rng(0)
-    before = [p.data for p in model.parameters()]
-
-    def loss(step, direction):
-        for p, start, d in zip(model.parameters(), before, direction):
-            p.data = start + step * d
-        return model.loss(SOURCE, TARGETS)
-
-    for _ in range(3):
-        direction = [rng.standard_normal(p.shape) for p in model.parameters()]
-        up, down = (loss(step, direction).item() for step in (1e-5, -1e-5))
-        model.zero_grad()
-        loss(0, direction).backward()
-        slope = sum((p.grad * d).sum() for p, d in zip(model.parameters(), direction))
-        np.testing.assert_allclose((up - down) / 2e-5, slope, rtol=1e-6)
+    model = make(kind, np.float64)
+    check_random_directions(model, lambda: model.loss(SOURCE, TARGETS))
 
 
 def test_with_a_cache_or_without_the_same_tokens_come(kind):
@@ -112,21 +99,8 @@ def test_it_learns_by_heart(kind):
 
 
 def test_both_paths_agree_in_the_loss_and_in_every_gradient(kind):
-    """The rule of test_two_paths.py: three times NumPy's float32 error, and sixteen roundings of the largest gradient."""
     pytest.importorskip("triton", reason="the Triton path needs triton, which exists for Linux only")
-
-    def step(where, dtype=None):
-        model = make(kind, dtype, where)
-        loss = model.loss(SOURCE, TARGETS)
-        loss.backward()
-        return loss.item(), {name: backend.of(p.grad).to_numpy(p.grad) for name, p in model.named_parameters()}
-
-    (loss, exact), (loss32, plain), (loss3, kernels) = step("numpy", np.float64), step("numpy"), step("triton")
-    largest, eps = max(np.abs(g).max() for g in exact.values()), np.finfo(np.float32).eps
-    for name in exact:
-        allowed = 3 * np.abs(plain[name] - exact[name]).max() + 16 * eps * largest
-        assert np.abs(kernels[name] - exact[name]).max() <= allowed, name
-    assert abs(loss3 - loss) <= 3 * abs(loss32 - loss) + 16 * eps * loss
+    check_two_paths(lambda where, dtype: make(kind, dtype, where), [(SOURCE, TARGETS)])
 
 
 def test_a_checkpoint_brings_it_back(kind, tmp_path):

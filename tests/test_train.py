@@ -133,6 +133,8 @@ def test_checkpoints_are_ordered_by_number_and_foreign_folders_are_left_alone(tm
     for name in ["checkpoint-999999", "checkpoint-1000000", "checkpoint-000004.partial", "checkpoint-best"]:
         (tmp_path / name).mkdir()
     assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["checkpoint-999999", "checkpoint-1000000"]
+    with pytest.raises(ValueError, match="the one before it is .*checkpoint-999999"):
+        checkpoint.read_state(tmp_path / "checkpoint-1000000")
 
 
 def test_resuming_from_an_older_checkpoint_keeps_what_it_saves(tmp_path):
@@ -194,6 +196,7 @@ def test_weights_that_are_not_numbers_are_not_saved(tmp_path):
 @pytest.mark.parametrize("change, message", [
     (dict(steps=0), "steps is 0; it should be a whole number, at least 1"),
     (dict(batch_size=2.5), "batch_size is 2.5; it should be a whole number"),
+    (dict(lr=0.0), "lr is 0.0; it should be a positive number"),
     (dict(lr=float("nan")), "lr is nan; it should be a positive number"),
     (dict(clip=-1.0), "clip is -1.0; it should be a number, at least 0"),
     (dict(betas=(0.9, 1.0)), "betas is .0.9, 1.0.; it should be two numbers"),

@@ -5,6 +5,8 @@ import pytest
 pytest.importorskip("torch", reason="the Triton path needs torch")
 pytest.importorskip("triton", reason="the Triton path needs triton, which exists for Linux only")
 
+from model_checks import check_two_paths, training  # noqa: E402
+
 import tinyllm  # noqa: E402
 from tinyllm import backend, optim, train  # noqa: E402
 
@@ -12,46 +14,24 @@ SHAPE = dict(vocab_size=65, n_positions=16, n_embd=32, n_layer=2, n_head=2)
 NO_DROPOUT = dict(embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
 
 
-def ten_steps(where, dtype=None, **changes):
-    """Losses, gradient norms, and every gradient by name, of ten training steps of a two-layer GPT."""
+def make(where, dtype=None, **changes):
     tinyllm.manual_seed(1)
-    config = tinyllm.GPTConfig(**SHAPE, **changes)
-    model = tinyllm.GPT(config).to(where, dtype)
-    optimizer = optim.AdamW(model.parameters(), 1e-3)
-    step = train.training_step(model, optimizer, train.TrainConfig(clip=1.0))
-    rng, records = np.random.default_rng(0), []
-    for i in range(10):
-        tinyllm.random.next_step(i)
-        ids = rng.integers(0, config.vocab_size, (2, 17))
-        losses, norm = step([(ids[:, :-1], ids[:, 1:])], 1e-3)
-        gradients = {name: backend.of(p.grad).to_numpy(p.grad) for name, p in model.named_parameters()}
-        records.append({"loss": np.array(float(losses[0])), "norm": np.array(float(norm)), **gradients})
-    return records
+    return tinyllm.GPT(tinyllm.GPTConfig(**SHAPE, **changes)).to(where, dtype)
+
+
+def batches(n):
+    ids = np.random.default_rng(0).integers(0, SHAPE["vocab_size"], (n, 2, 17))
+    return [(some[:, :-1], some[:, 1:]) for some in ids]
 
 
 @pytest.mark.parametrize("changes", [NO_DROPOUT, {}], ids=["without dropout", "with dropout"])
 def test_ten_training_steps_agree_in_the_loss_and_in_every_gradient(changes):
-    """No worse than three times NumPy's own float32 error, against the float64 truth.
-
-    AdamW divides by the gradient's size, so where a gradient is zero but for rounding (the keys' biases: softmax does
-    not see what is added to all scores of a query) both float32 runs wander; errors are measured against the largest
-    entry of all gradients of a step, which is what rounding scales with.
-    """
-    truth, plain, triton = (ten_steps(*how, **changes) for how in (
-        ("numpy", np.float64), ("numpy",), ("triton",)))
-    for step, (exact, numpy32, kernels) in enumerate(zip(truth, plain, triton)):
-        largest = max(np.abs(g).max() for name, g in exact.items() if name not in ("loss", "norm"))
-        for name in exact:
-            size = np.abs(exact[name]).max() if name in ("loss", "norm") else largest
-            allowed = 3 * np.abs(numpy32[name] - exact[name]).max() + 16 * np.finfo(np.float32).eps * size
-            error = np.abs(kernels[name] - exact[name]).max()
-            assert error <= allowed, (f"step {step}, {name}: the kernels are off by {error:.2g}, "
-                                      f"allowed is {allowed:.2g}")
+    check_two_paths(lambda where, dtype: make(where, dtype, **changes), batches(10))
 
 
 def test_ten_steps_in_bfloat16_follow_the_float32_run():
     """bfloat16 rounds to 1 in 256. A loss averages such errors over tokens and features, a gradient adds them up."""
-    exact, half = ten_steps("numpy", **NO_DROPOUT), ten_steps("triton", "bfloat16", **NO_DROPOUT)
+    exact, half = (training(make(*how, **NO_DROPOUT), batches(10)) for how in (("numpy",), ("triton", "bfloat16")))
     for step, (a, b) in enumerate(zip(exact, half)):
         assert abs(a["loss"] - b["loss"]) < 2.0**-8 * a["loss"], f"step {step}: loss {b['loss']} instead of {a['loss']}"
         for name in a:

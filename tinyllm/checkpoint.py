@@ -26,7 +26,6 @@ from .models import MODELS
 from .text import load_tokenizer
 
 FORMAT = "tinyllm checkpoint 1"
-TOKENIZER_FILES = ("tokenizer.json", "vocabulary.txt", "vocab.txt")
 
 
 def save(folder, model, optimizer, state, tokenizer=None):
@@ -59,12 +58,12 @@ def save(folder, model, optimizer, state, tokenizer=None):
     _force_to_disk(folder.parent)
 
 
-def load(folder, model, optimizer):
+def load(folder, model, optimizer, state=None):
     """Put a checkpoint into a model and an optimizer of the same configuration; return its state.
 
-    ValueError if damaged.
+    state: what read_state() has just returned, which spares reading all files a second time. ValueError if damaged.
     """
-    state = read_state(folder)
+    state = state or read_state(folder)
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     if config != json.loads(json.dumps(model.config_dict())):
         changed = ", ".join(k for k in config if config[k] != model.config_dict().get(k))
@@ -106,12 +105,12 @@ def latest(run):
 
 def same_tokenizer(folder, tokenizer):
     """Whether a checkpoint was saved with this tokenizer, file by file (or with none, if it is None)."""
+    if tokenizer is None:
+        return not (Path(folder) / "tokenizer.json").exists()
     with tempfile.TemporaryDirectory() as other:
-        if tokenizer is not None:
-            tokenizer.save(other)
-        files = [{p.name: p.read_bytes() for p in Path(where).iterdir() if p.name in TOKENIZER_FILES}
-                 for where in (folder, other)]
-    return files[0] == files[1]
+        tokenizer.save(other)
+        pairs = [(Path(folder) / path.name, path) for path in Path(other).iterdir()]
+        return all(saved.exists() and saved.read_bytes() == now.read_bytes() for saved, now in pairs)
 
 
 def remove(folder):
@@ -128,7 +127,8 @@ def read_state(folder):
     ValueError says what is wrong.
     """
     folder = Path(folder)
-    older = [p for p in checkpoints(folder.parent) if p.name < folder.name]
+    siblings = checkpoints(folder.parent)
+    older = siblings[:siblings.index(folder)] if folder in siblings else []
     advice = f"; the one before it is {older[-1]}" if older else "; there is none before it"
     if not (folder / "state.json").exists():
         raise ValueError(f"{folder} is not a tinyllm checkpoint: it has no state.json" + (advice if older else ""))

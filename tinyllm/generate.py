@@ -27,14 +27,9 @@ def stream(model, ids, max_new_tokens=None, *, max_length=None, temperature=1.0,
         raise ValueError(f"generate: max_new_tokens={max_new_tokens} and max_length={max_length} must not be negative")
     seed = random.new_seed() if seed is None else random.check_seed(seed)
     stop_tokens = [stop_tokens] if isinstance(stop_tokens, (int, np.integer)) else list(stop_tokens)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with model.evaluating():
         yield from _tokens(model, text, steps, use_cache, stop_tokens,
                            lambda logits, step: F.sample(logits, temperature, top_k, top_p, np.array([seed, step])))
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def generate(model, ids, max_new_tokens=None, **options):

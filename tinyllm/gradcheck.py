@@ -38,6 +38,9 @@ def gradcheck(fn, inputs, tolerance=1e-6, directions=2, step=1e-5, seed=0):
     weights = [rng.standard_normal(o.shape) for o in outs]      # an upstream gradient that is nowhere uniform
     total = sum(((o * w).sum() for o, w in zip(outs, weights)), start=Tensor(np.float64(0)))
     total.backward()
+    if all(tensors[i].grad is None for i in checked):
+        raise ValueError("gradcheck: no gradient reached the inputs; fn must compute with the tensors that it is "
+                         "given, not with those it knows from elsewhere")
     rounding = np.finfo(np.float64).eps / step * sum(np.abs(w * o.numpy()).sum() for w, o in zip(weights, outs))
     grads = {i: np.zeros_like(base[i]) if tensors[i].grad is None else tensors[i].grad for i in checked}
 

@@ -1,4 +1,5 @@
 """Modules: named parameters, and how they are put together."""
+import contextlib
 import math
 
 import numpy as np
@@ -62,6 +63,17 @@ class Module:
     def eval(self):
         """train(False)"""
         return self.train(False)
+
+    @contextlib.contextmanager
+    def evaluating(self):
+        """Inside, all parts are in evaluation mode; afterwards each has the mode that it had before."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
 
     def to(self, name, dtype=None):
         """Move all parameters to backend "numpy" or "triton" (as `dtype` if given); make the optimizer afterwards."""

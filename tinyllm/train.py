@@ -13,13 +13,14 @@ import threading
 import time
 import warnings
 from dataclasses import asdict, dataclass
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from . import checkpoint, metrics, optim, random
+from .config import Config
 from .generate import generate
 from .log import Log
 from .modes import no_grad
@@ -33,7 +34,7 @@ SCHEDULES = {       # TrainConfig -> the learning rate as a function of the step
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(Config):
     """How to train. A step looks at grad_accum batches of batch_size windows, one batch after the other in memory."""
 
     steps: int = 2000
@@ -53,21 +54,16 @@ class TrainConfig:
     sample_tokens: int = 200            # length of the sample at each evaluation; 0: none
     seed: int = 1337
 
-    def __post_init__(self):
-        whole = lambda least: (lambda v: isinstance(v, Integral) and v >= least, f"a whole number, at least {least}")
-        number = lambda v: isinstance(v, Real) and math.isfinite(v)
-        rules = {
-            ("steps", "batch_size", "grad_accum", "log_every", "eval_every", "save_every"): whole(1),
-            ("warmup", "eval_windows", "sample_tokens", "seed"): whole(0),
-            ("lr",): (lambda v: number(v) and v > 0, "a positive number"),
-            ("min_lr", "weight_decay", "clip"): (lambda v: number(v) and v >= 0, "a number, at least 0"),
-            ("betas",): (lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "two numbers from 0 to below 1"),
-            ("schedule",): (lambda v: v in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
-        }
-        for names, (holds, wanted) in rules.items():
-            for name in names:
-                if not holds(getattr(self, name)):
-                    raise ValueError(f"TrainConfig: {name} is {getattr(self, name)!r}; it should be {wanted}")
+    FROM_ZERO = ("warmup", "eval_windows", "sample_tokens", "seed")
+
+    def check(self):
+        number = lambda name: isinstance(getattr(self, name), Real) and 0 <= getattr(self, name) < math.inf
+        self.need("lr", number("lr") and self.lr > 0, "a positive number")
+        for name in ("min_lr", "weight_decay", "clip"):
+            self.need(name, number(name), "a number, at least 0")
+        self.need("betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
+                  "two numbers from 0 to below 1")
+        self.need_one_of("schedule", SCHEDULES)
 
 
 def training_step(model, optimizer, config):
@@ -96,10 +92,8 @@ def training_step(model, optimizer, config):
 
 def evaluate(model, data, batch_size, windows=0):
     """Mean loss in nats per target over a dataset: over all of it, or over exactly the first `windows` windows."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     total = count = seen = 0
-    with no_grad():
+    with model.evaluating(), no_grad():
         for arrays in data.windows(batch_size):
             if windows:
                 arrays = [a[:windows - seen] for a in arrays]
@@ -107,8 +101,6 @@ def evaluate(model, data, batch_size, windows=0):
             count, seen = count + _targets(arrays), seen + len(arrays[0])
             if windows and seen >= windows:
                 break
-    for module, training in modes:
-        module.training = training
     return total / count
 
 
@@ -194,7 +186,7 @@ def _begin(out, resume, run, model, optimizer, tokenizer):
     if not checkpoint.same_tokenizer(resume, tokenizer):
         raise ValueError(f"{resume} was trained with another tokenizer; resume with tinyllm.text.load_tokenizer of "
                          "that folder, or train into another folder")
-    checkpoint.load(resume, model, optimizer)
+    checkpoint.load(resume, model, optimizer, state)
     out.mkdir(parents=True, exist_ok=True)
     return state["step"]
 

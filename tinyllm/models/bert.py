@@ -2,29 +2,30 @@
 
     ids (B, T) -> token + position + segment vectors -> layer norm -> the layers -> (B, T, C) -> a head -> logits
 
-In GPT a position sees what stands before it; here it sees the whole text. So the model cannot be asked for the next token,
-which it would see, but it can be asked for tokens that were hidden (text/masking.py). What it learns from that is good for
-other tasks: the layers stay, and a new head of a few numbers takes the place of the old one. A layer differs from GPT's in
-that it normalises *after* each branch was added (post-norm), as the first Transformer did: each layer then changes the
-scale of the stream that runs through all, and deep models need a warm-up of the learning rate.
+In GPT a position sees what stands before it; here it sees the whole text. So the model cannot be asked for the next
+token, which it would see, but it can be asked for tokens that were hidden (text/masking.py). What it learns from that
+is good for other tasks: the layers stay, and a new head of a few numbers takes the place of the old one. A layer
+differs from GPT's in that it normalises *after* each branch was added (post-norm), as the first Transformer did: each
+layer then changes the scale of the stream that runs through all, and deep models need a warm-up of the learning rate.
 
 The names of all parameters are those of Hugging Face's BertModel, BertForMaskedLM (here: BERT), and so on. Dictionaries
 are parts too, so the tree of names can be seen where it is made.
 """
 import dataclasses
 from dataclasses import dataclass
-from numbers import Integral, Real
 
 import numpy as np
 
 from .. import functional as F
+from ..config import Config
 from ..nn import Dropout, Embedding, LayerNorm, Linear, Module, full, normal
+from .inputs import lengths, token_ids
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu_new": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
 
 
 @dataclass
-class BERTConfig:
+class BERTConfig(Config):
     """The shape of a BERT; the fields carry the names of Hugging Face's BertConfig. The defaults are BERT base."""
 
     vocab_size: int = 30522
@@ -42,33 +43,19 @@ class BERTConfig:
     pad_token_id: int = 0                       # what fills short texts up, on the right
     num_labels: int = 2                         # classes of the two classifiers
 
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value, least = getattr(self, field.name), 0 if field.name == "pad_token_id" else 1
-            if field.type is int and not (isinstance(value, Integral) and value >= least):
-                raise ValueError(f"BERTConfig: {field.name} is {value!r}; it should be a whole number, at least {least}")
-            if field.name.endswith("_prob") and not (isinstance(value, Real) and 0 <= value < 1):
-                raise ValueError(f"BERTConfig: {field.name} is {value!r}; it should be a probability, from 0 to below 1")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"BERTConfig: hidden_size={self.hidden_size} is no multiple of num_attention_heads="
-                             f"{self.num_attention_heads}; every head gets an equal part of it")
-        if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"BERTConfig: hidden_act is {self.hidden_act!r}; it should be one of "
-                             f"{', '.join(ACTIVATIONS)}")
+    FROM_ZERO = ("pad_token_id",)
+    PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
-    @classmethod
-    def preset(cls, name, **changes):
-        """A configuration by name (see PRESETS), with some fields changed: BERTConfig.preset("mini", vocab_size=2000)"""
-        if name not in PRESETS:
-            raise ValueError(f'BERTConfig: there is no preset "{name}"; choose one of {", ".join(PRESETS)}')
-        layers, size = PRESETS[name]
-        return cls(**{**dict(hidden_size=size, num_hidden_layers=layers, num_attention_heads=size // 64,
-                             intermediate_size=4 * size), **changes})
+    def check(self):
+        self.need_multiple("hidden_size", "num_attention_heads", "every head gets an equal part of it")
+        self.need_one_of("hidden_act", ACTIVATIONS)
 
 
-PRESETS = {     # layers and width, with heads of 64; the first four: Turc et al. 2019, "Well-Read Students Learn Better"
-    "tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512), "base": (12, 768), "large": (24, 1024),
-}
+# Layers and width, with heads of 64; the first four: Turc et al. 2019, "Well-Read Students Learn Better".
+SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512), "base": (12, 768),
+         "large": (24, 1024)}
+BERTConfig.PRESETS = {name: dict(hidden_size=size, num_hidden_layers=layers, num_attention_heads=size // 64,
+                                 intermediate_size=4 * size) for name, (layers, size) in SIZES.items()}
 
 
 class Layer(Module):
@@ -90,7 +77,7 @@ class Layer(Module):
         """(B, T, C) -> (B, T, C); key_end (B,): how many positions of each row may be looked at."""
         B, T, C = x.shape
         # Three products, for the sake of the names: as many multiplications as in GPT's packed one, but x is read three
-        # times, and its three gradients are added up. In NumPy, a tenth more for attention at width 128, 2 % from 256 on.
+        # times, and its three gradients are added up. NumPy: a tenth more for attention at width 128, 2 % from 256 on.
         q, k, v = (self.attention["self"][name](x).reshape(B, T, self.n_head, -1) for name in ("query", "key", "value"))
         y = F.attention(q, k, v, None, None, key_end, dropout=self.dropout if self.training else 0.0)   # (B, T, H, D)
         y = self.drop(self.attention["output"]["dense"](y.reshape(B, T, C)))
@@ -125,13 +112,11 @@ class BERTModel(Module):
         with in pad_token_id. What is computed at padding means nothing, and no token sees it. token_type_ids (B, T):
         each token's segment; without it, all are in segment 0.
         """
-        ids = np.asarray(ids)
-        if ids.ndim != 2:
-            raise ValueError(f"BERT: ids must be (batch, time), not {ids.shape}; one text is a batch of one: ids[None]")
+        ids = token_ids("BERT", ids)
         T, longest = ids.shape[1], self.config.max_position_embeddings
         if T > longest:
             raise ValueError(f"BERT: {T} tokens are more than its max_position_embeddings={longest}; cut the text")
-        key_end = lengths(ids, attention_mask, self.config.pad_token_id)
+        key_end = text_lengths(ids, attention_mask, self.config.pad_token_id)
         types = np.zeros(T, np.int64) if token_type_ids is None else np.asarray(token_type_ids)
         e = self.embeddings
         x = e["word_embeddings"](ids) + (e["position_embeddings"](np.arange(T)) + e["token_type_embeddings"](types))
@@ -145,16 +130,17 @@ class BERTModel(Module):
         return self.pooler["dense"](x[:, 0]).tanh()
 
 
-def lengths(ids, attention_mask, pad_token_id):
+def text_lengths(ids, attention_mask, pad_token_id):
     """How many tokens of each row of ids (B, T) come before its padding: (B,), or None if no row is padded."""
-    mask = ids != pad_token_id if attention_mask is None else np.asarray(attention_mask).astype(bool)
+    if attention_mask is None:
+        return lengths(ids != pad_token_id)
+    mask = np.asarray(attention_mask).astype(bool)
     if mask.shape != ids.shape:
         raise ValueError(f"BERT: attention_mask is {mask.shape} and ids are {ids.shape}; both must be (batch, time)")
-    T = ids.shape[1]
-    ends = np.where(mask, np.arange(1, T + 1), 0).max(axis=1, initial=0)    # behind the last token
-    if attention_mask is not None and (mask.sum(axis=1) != ends).any():
-        raise ValueError("BERT: attention_mask has a 0 in front of a 1; padding must stand on the right, behind the text")
-    return None if (ends == T).all() else ends
+    if (~mask[:, :-1] & mask[:, 1:]).any():
+        raise ValueError("BERT: attention_mask has a 0 in front of a 1; padding must stand on the right, behind the "
+                         "text")
+    return lengths(mask)
 
 
 def initialise(model, config):
@@ -196,15 +182,15 @@ class BERT(Module):
     def loss(self, ids, targets, reduction="mean", attention_mask=None, token_type_ids=None):
         """Cross-entropy in nats per hidden token: ids and targets (B, T) -> scalar, or (B, T) with reduction="none".
 
-        targets: what was hidden, and -100 elsewhere. The head is a fifth of a small model's work, or more, and is spared
+        targets: what was hidden, and -100 elsewhere. The head, a fifth of a small model's work or more, is spared
         where there is nothing to tell.
         """
         x, targets = self.bert(ids, attention_mask, token_type_ids), np.asarray(targets)
         if reduction == "none":
             return F.cross_entropy(self.head(x), targets, reduction="none")
         if targets.shape != x.shape[:2]:
-            raise ValueError(f"BERT: targets are {targets.shape} and ids are {x.shape[:2]}; there must be one target per "
-                             "token, -100 where nothing is hidden")
+            raise ValueError(f"BERT: targets are {targets.shape} and ids are {x.shape[:2]}; there must be one target "
+                             "per token, -100 where nothing is hidden")
         asked = np.flatnonzero(targets != -100)                             # (N,)
         return F.cross_entropy(self.head(x.reshape(-1, x.shape[2])[asked]), targets.reshape(-1)[asked],
                                reduction=reduction)
@@ -221,7 +207,7 @@ class FineTuned(Module):
     """
 
     def loss(self, ids, targets, reduction="mean", attention_mask=None, token_type_ids=None):
-        """Cross-entropy in nats: ids (B, T), targets as the logits without the axis of classes, -100: none -> scalar."""
+        """Cross-entropy in nats: ids (B, T), targets as the logits but without the classes (-100: none) -> scalar"""
         logits = self(ids, attention_mask, token_type_ids)
         return F.cross_entropy(logits, np.asarray(targets), reduction=reduction)
 

@@ -14,17 +14,18 @@ llama.py says how and why.
 import dataclasses
 import math
 from dataclasses import dataclass
-from numbers import Integral, Real
 
 import numpy as np
 
 from .. import functional as F
+from ..config import Config
 from ..nn import MLP, Dropout, Embedding, KVCache, LayerNorm, Linear, Module, MultiHeadAttention, RMSNorm, normal
+from .inputs import token_ids
 from .llama import GatedMLP, GroupedAttention
 
 
 @dataclass
-class GPTConfig:
+class GPTConfig(Config):
     """The shape of a GPT; the fields carry the names of Hugging Face's GPT-2 configuration.
 
     The defaults are GPT-2 small.
@@ -49,43 +50,23 @@ class GPTConfig:
     n_kv_head: int | None = None        # heads of keys and values, a divisor of n_head; None: n_head
     tie_word_embeddings: bool = True    # whether the head is the token embedding
 
-    def __post_init__(self):
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "n_kv_head"):
-            value = getattr(self, name)
-            if value is None and name in ("n_inner", "n_kv_head"):
-                continue
-            if not isinstance(value, Integral) or value < 1:
-                raise ValueError(f"GPTConfig: {name} is {value!r}; it should be a whole number, at least 1")
-        if self.n_embd % self.n_head:
-            raise ValueError(f"GPTConfig: n_embd={self.n_embd} is no multiple of n_head={self.n_head}; every head gets "
-                             "an equal part of it")
-        if self.n_kv_head and self.n_head % self.n_kv_head:
-            raise ValueError(f"GPTConfig: n_head={self.n_head} is no multiple of n_kv_head={self.n_kv_head}; each head "
-                             "of keys and values serves equally many queries")
-        if self.position == "rotary" and self.n_embd // self.n_head % 2:
-            raise ValueError(f"GPTConfig: a head has {self.n_embd // self.n_head} features; rotary positions turn pairs, "
-                             "so n_embd / n_head should be even")
-        for name, known in OPTIONS.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"GPTConfig: {name} is {getattr(self, name)!r}; it should be one of {', '.join(known)}")
-        if not self.rope_theta > 0:
-            raise ValueError(f"GPTConfig: rope_theta is {self.rope_theta!r}; it should be a positive number")
-        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
-            value = getattr(self, name)
-            if not isinstance(value, Real) or not 0 <= value < 1:
-                raise ValueError(f"GPTConfig: {name} is {value!r}; it should be a probability, from 0 to below 1")
+    PROBABILITIES = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
 
-    @classmethod
-    def preset(cls, name, **changes):
-        """A configuration by name (see PRESETS), with some fields changed: GPTConfig.preset("tiny", vocab_size=65)."""
-        if name not in PRESETS:
-            raise ValueError(f'GPTConfig: there is no preset "{name}"; choose one of {", ".join(PRESETS)}')
-        return cls(**{**PRESETS[name], **changes})
+    def check(self):
+        self.need_multiple("n_embd", "n_head", "every head gets an equal part of it")
+        if self.n_kv_head:
+            self.need_multiple("n_head", "n_kv_head", "each head of keys and values serves equally many queries")
+        if self.position == "rotary":
+            self.need("n_embd", self.n_embd // self.n_head % 2 == 0,
+                      f"a multiple of 2 n_head={2 * self.n_head}: rotary positions turn pairs of a head's features")
+        for name, known in OPTIONS.items():
+            self.need_one_of(name, known)
+        self.need("rope_theta", self.rope_theta > 0, "a positive number")
 
 
 OPTIONS = {"norm": ("layer_norm", "rms_norm"), "position": ("learned", "rotary"), "mlp": ("gelu", "swiglu")}
 NO_DROPOUT = dict(embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)      # small models see each text once or twice
-PRESETS = {
+GPTConfig.PRESETS = PRESETS = {
     "nano": dict(n_positions=16, n_embd=32, n_layer=2, n_head=2, **NO_DROPOUT),             # for Triton's interpreter
     "tiny": dict(n_positions=64, n_embd=128, n_layer=4, n_head=4, **NO_DROPOUT),            # minutes on a laptop
     "llama-tiny": dict(n_positions=64, n_embd=128, n_layer=4, n_head=4, n_kv_head=2, n_inner=384, norm="rms_norm",
@@ -172,19 +153,19 @@ class GPT(Module):
 
     def forward(self, ids, cache=None):
         """Logits of the next token at every position: ids (B, T) integers -> (B, T, V)"""
-        return F.linear(self.hidden(_batch(ids), cache), self.lm_head.weight)
+        return F.linear(self.hidden(token_ids("GPT", ids), cache), self.lm_head.weight)
 
     def loss(self, ids, targets, reduction="mean", ignore_index=-100):
         """Cross-entropy in nats per token: ids and targets (B, T) -> scalar.
 
         targets[b, t] is what follows ids[b, t].
         """
-        return F.linear_cross_entropy(self.hidden(_batch(ids)), self.lm_head.weight, _batch(targets), ignore_index,
-                                      reduction)
+        x, targets = self.hidden(token_ids("GPT", ids)), token_ids("GPT", targets)
+        return F.linear_cross_entropy(x, self.lm_head.weight, targets, ignore_index, reduction)
 
     def next_logits(self, ids, cache=None):
         """The logits after the last position only: ids (B, T) -> (B, V); for generation."""
-        return F.linear(self.hidden(_batch(ids), cache)[:, -1], self.lm_head.weight)
+        return F.linear(self.hidden(token_ids("GPT", ids), cache)[:, -1], self.lm_head.weight)
 
     def new_cache(self, batch, length=None):
         """An empty KV cache for `batch` texts of up to `length` tokens (default: n_positions)."""
@@ -206,12 +187,3 @@ class GPT(Module):
     def config_dict(self):
         """The configuration as a dictionary, for a checkpoint."""
         return {"model_type": "gpt", **dataclasses.asdict(self.config)}
-
-
-def _batch(ids):
-    """Token ids as an array (B, T)."""
-    ids = np.asarray(ids) if isinstance(ids, (list, tuple)) else ids
-    if ids.ndim != 2:
-        raise ValueError(f"GPT: ids must be (batch, time), not {tuple(ids.shape)}; "
-                         "one text is a batch of one: ids[None]")
-    return ids

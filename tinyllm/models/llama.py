@@ -12,8 +12,8 @@ Each is an option of GPTConfig by itself; all of them together are Llama (the pr
     bias=False                  no biases
     tie_word_embeddings=False   a head of its own (the small models of the Llama 3.2 family tie it again)
 
-The parts keep GPT-2's names; what Llama's files call q_proj, k_proj and v_proj lies in c_attn, one below the other, o_proj
-is attn.c_proj, gate_proj, up_proj and down_proj are mlp.c_gate, mlp.c_fc and mlp.c_proj.
+The parts keep GPT-2's names; what Llama's files call q_proj, k_proj and v_proj lies in c_attn, one below the other,
+o_proj is attn.c_proj, gate_proj, up_proj and down_proj are mlp.c_gate, mlp.c_fc and mlp.c_proj.
 """
 import functools
 

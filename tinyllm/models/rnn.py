@@ -14,16 +14,15 @@ time). The state need not start from zeros there: windows that follow each other
 """
 import dataclasses
 from dataclasses import dataclass
-from numbers import Integral, Real
-
-import numpy as np
 
 from .. import functional as F
+from ..config import Config
 from ..nn import GRU, LSTM, RNN, Dropout, Embedding, Linear, Module, normal
+from .inputs import token_ids
 
 
 @dataclass
-class RNNConfig:
+class RNNConfig(Config):
     """The shape of an RNNLM, LSTMLM or GRULM. The defaults are the medium model of Zaremba et al. 2014."""
 
     vocab_size: int = 10000
@@ -34,26 +33,15 @@ class RNNConfig:
     dropout: float = 0.5                # of token vectors, between layers, and before the head; never from step to step
     tie_word_embeddings: bool = False   # whether the head is the token embedding (Press & Wolf 2017)
 
-    def __post_init__(self):
-        for name in ("vocab_size", "n_positions", "n_embd", "n_hidden", "n_layer"):
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or value < 1:
-                raise ValueError(f"RNNConfig: {name} is {value!r}; it should be a whole number, at least 1")
-        if not isinstance(self.dropout, Real) or not 0 <= self.dropout < 1:
-            raise ValueError(f"RNNConfig: dropout is {self.dropout!r}; it should be a probability, from 0 to below 1")
-        if self.tie_word_embeddings and self.n_embd != self.n_hidden:
-            raise ValueError(f"RNNConfig: with tie_word_embeddings n_embd={self.n_embd} must equal n_hidden="
-                             f"{self.n_hidden}, as the head multiplies states with token vectors")
+    PROBABILITIES = ("dropout",)
 
-    @classmethod
-    def preset(cls, name, **changes):
-        """A configuration by name (see PRESETS), with some fields changed: RNNConfig.preset("tiny", vocab_size=65)."""
-        if name not in PRESETS:
-            raise ValueError(f'RNNConfig: there is no preset "{name}"; choose one of {", ".join(PRESETS)}')
-        return cls(**{**PRESETS[name], **changes})
+    def check(self):
+        if self.tie_word_embeddings:
+            self.need("n_embd", self.n_embd == self.n_hidden, f"n_hidden={self.n_hidden} with tie_word_embeddings: the "
+                      "head multiplies states with token vectors")
 
 
-PRESETS = {
+RNNConfig.PRESETS = {
     "nano": dict(n_positions=8, n_embd=16, n_hidden=32, n_layer=2, dropout=0.0),            # for Triton's interpreter
     "tiny": dict(n_positions=64, n_embd=64, n_hidden=256, n_layer=1, dropout=0.0),          # minutes on a laptop
     "medium": dict(),                                                                       # Zaremba et al. 2014
@@ -80,7 +68,7 @@ class RecurrentLM(Module):
 
         The state comes back detached from the tape: whoever continues from it does not go back beyond it.
         """
-        x, state = self.rnn(self.drop(self.wte(_batch(ids))), state)
+        x, state = self.rnn(self.drop(self.wte(token_ids(type(self).__name__, ids))), state)
         state = tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
         return self.drop(x), state
 
@@ -99,7 +87,8 @@ class RecurrentLM(Module):
         targets[b, t] is what follows ids[b, t]. state: as in forward().
         """
         x, state = self.hidden(ids, state)
-        loss = F.linear_cross_entropy(x, self.lm_head.weight, _batch(targets), ignore_index, reduction)
+        targets = token_ids(type(self).__name__, targets)
+        loss = F.linear_cross_entropy(x, self.lm_head.weight, targets, ignore_index, reduction)
         return (loss, state) if return_state else loss
 
     def next_logits(self, ids, cache=None):
@@ -143,12 +132,3 @@ class LSTMLM(RecurrentLM):
 class GRULM(RecurrentLM):
     """A language model of gated recurrent units (Cho et al. 2014): three quarters of an LSTM's weights, one state."""
     layers, model_type = GRU, "gru"
-
-
-def _batch(ids):
-    """Token ids as an array (B, T)."""
-    ids = np.asarray(ids) if isinstance(ids, (list, tuple)) else ids
-    if ids.ndim != 2:
-        raise ValueError(f"a recurrent model's ids must be (batch, time), not {tuple(ids.shape)}; "
-                         "one text is a batch of one: ids[None]")
-    return ids

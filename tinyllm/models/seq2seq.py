@@ -20,7 +20,8 @@ from .. import backend
 from .. import functional as F
 from ..modes import no_grad
 from ..nn import Dropout, Embedding, KVCache, Linear, Module
-from .transformer import Decoder, Encoder, LayerConfig, embed, initialise, lengths, token_ids
+from .inputs import token_ids
+from .transformer import Decoder, Encoder, LayerConfig, embed, initialise, text_lengths
 
 
 class EncoderDecoder(Module):
@@ -54,7 +55,7 @@ class EncoderDecoder(Module):
         source, c = token_ids(type(self).__name__, source), self.config
         keys_values = self.keys_and_values(self.encode(source))
         own = [KVCache(len(source), length, *k.shape[2:], k.data) for k, _ in keys_values]
-        return DecoderCache(keys_values, lengths(source, c.pad_token_id), own)
+        return DecoderCache(keys_values, text_lengths(source, c.pad_token_id), own)
 
     def next_logits(self, ids, cache):
         """The logits of the token after ids (B, T), which follow what the cache holds: (B, V)"""
@@ -67,22 +68,16 @@ class EncoderDecoder(Module):
         A row that has come to its eos_token_id is filled up with pad_token_id; when all have, it ends. use_cache=False
         computes everything again for each token: slower, same result.
         """
-        c, modes = self.config, [(module, module.training) for module in self.modules()]
-        text = np.full((len(source), 1), c.decoder_start_token_id)
+        c, text = self.config, np.full((len(source), 1), self.config.decoder_start_token_id)
         over = np.zeros(len(source), bool)
-        self.eval()
-        try:
-            with no_grad():
-                cache = self.new_cache(source, max_new_tokens) if use_cache else None
-                while text.shape[1] <= max_new_tokens and not over.all():
-                    logits = self.next_logits(text[:, -1:], cache) if use_cache else self(source, text)[:, -1]
-                    new = F.sample(logits, temperature=0, rng=np.array([0, 0]))             # (B,)
-                    new = np.where(over, c.pad_token_id, backend.of(new).to_numpy(new))
-                    text = np.concatenate([text, new[:, None]], axis=1)
-                    over |= new == c.eos_token_id
-        finally:
-            for module, training in modes:
-                module.training = training
+        with self.evaluating(), no_grad():
+            cache = self.new_cache(source, max_new_tokens) if use_cache else None
+            while text.shape[1] <= max_new_tokens and not over.all():
+                logits = self.next_logits(text[:, -1:], cache) if use_cache else self(source, text)[:, -1]
+                new = F.sample(logits, temperature=0, rng=np.array([0, 0]))             # (B,)
+                new = np.where(over, c.pad_token_id, backend.of(new).to_numpy(new))
+                text = np.concatenate([text, new[:, None]], axis=1)
+                over |= new == c.eos_token_id
         return text[:, 1:]
 
     def _decode(self, source, decoder_input):
@@ -92,7 +87,7 @@ class EncoderDecoder(Module):
             raise ValueError(f"{name}: there are {len(source)} sources and {len(decoder_input)} targets; give one "
                              "target for each source")
         keys_values = self.keys_and_values(self.encode(source))
-        return self.hidden(decoder_input, keys_values, lengths(source, self.config.pad_token_id))
+        return self.hidden(decoder_input, keys_values, text_lengths(source, self.config.pad_token_id))
 
 
 class DecoderCache:
@@ -123,15 +118,11 @@ class Seq2SeqConfig(LayerConfig):
     decoder_start_token_id: int = 1         # what the decoder reads first
     eos_token_id: int = 2                   # what it writes last
 
-    @classmethod
-    def preset(cls, name, **changes):
-        """A configuration by name (see PRESETS), with some fields changed: Seq2SeqConfig.preset("big", bias=False)"""
-        if name not in PRESETS:
-            raise ValueError(f'Seq2SeqConfig: there is no preset "{name}"; choose one of {", ".join(PRESETS)}')
-        return cls(**{**PRESETS[name], **changes})
+    FROM_ZERO = ("pad_token_id", "decoder_start_token_id", "eos_token_id")
+    PROBABILITIES = ("dropout", "label_smoothing")
 
 
-PRESETS = {
+Seq2SeqConfig.PRESETS = {
     "tiny": {"d_model": 128, "nhead": 4, "num_encoder_layers": 2, "num_decoder_layers": 2, "dim_feedforward": 512,
              "norm_first": True, "dropout": 0.0, "label_smoothing": 0.0, "n_positions": 128},   # minutes on a laptop
     "base": {"final_norm": False},                                                              # the paper's
@@ -158,7 +149,7 @@ class Seq2Seq(EncoderDecoder):
         """What the encoder makes of the source: ids (B, S) -> (B, S, C)"""
         source = token_ids("Seq2Seq", source)
         x = self.drop(embed(self.source_embedding, source, 0, self.config.n_positions))
-        return self.encoder(x, lengths(source, self.config.pad_token_id))
+        return self.encoder(x, text_lengths(source, self.config.pad_token_id))
 
     def keys_and_values(self, memory):
         return self.decoder.keys_and_values(memory)

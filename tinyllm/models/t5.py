@@ -16,18 +16,19 @@ d_model^-0.5 before it. The names of parameters and fields are those of Hugging 
 import dataclasses
 import math
 from dataclasses import dataclass
-from numbers import Integral, Real
 
 import numpy as np
 
 from .. import functional as F
+from ..config import Config
 from ..nn import Dropout, Embedding, Linear, Module, RMSNorm, normal
+from .inputs import token_ids
 from .seq2seq import EncoderDecoder
-from .transformer import lengths, token_ids
+from .transformer import text_lengths
 
 
 @dataclass
-class T5Config:
+class T5Config(Config):
     """The shape of a T5; the fields carry the names of Hugging Face's T5Config. The defaults are T5 small."""
 
     vocab_size: int = 32128
@@ -48,35 +49,20 @@ class T5Config:
     eos_token_id: int = 1
     decoder_start_token_id: int = 0             # what the decoder reads first: T5 has no token of its own for that
 
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value, least = getattr(self, field.name), 0 if field.name.endswith("_id") else 1
-            fits = isinstance(value, Integral) and value >= least or value is None and field.type == int | None
-            if field.type in (int, int | None) and not fits:
-                self._fail(field.name, f"a whole number, at least {least}")
-        if not isinstance(self.dropout_rate, Real) or not 0 <= self.dropout_rate < 1:
-            self._fail("dropout_rate", "a probability, from 0 to below 1")
-        if self.feed_forward_proj not in ("relu", "gated-gelu"):
-            self._fail("feed_forward_proj", '"relu" or "gated-gelu"')
-        buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
-        if buckets % 4:
-            self._fail("relative_attention_num_buckets", "a multiple of 4: half for each side, half of that exact")
-        if distance <= buckets // 2:
-            self._fail("relative_attention_max_distance", f"more than {buckets // 2}, up to which each has a bucket")
+    FROM_ZERO = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
+    PROBABILITIES = ("dropout_rate",)
 
-    def _fail(self, name, wanted):
-        raise ValueError(f"T5Config: {name} is {getattr(self, name)!r}; it should be {wanted}")
-
-    @classmethod
-    def preset(cls, name, **changes):
-        """A configuration by name (see PRESETS), with some fields changed: T5Config.preset("tiny", vocab_size=65)"""
-        if name not in PRESETS:
-            raise ValueError(f'T5Config: there is no preset "{name}"; choose one of {", ".join(PRESETS)}')
-        return cls(**{**PRESETS[name], **changes})
+    def check(self):
+        self.need_one_of("feed_forward_proj", ("relu", "gated-gelu"))
+        buckets = self.relative_attention_num_buckets
+        self.need("relative_attention_num_buckets", buckets % 4 == 0,
+                  "a multiple of 4: half for each side, half of that exact")
+        self.need("relative_attention_max_distance", self.relative_attention_max_distance > buckets // 2,
+                  f"more than {buckets // 2}, up to which each distance has a bucket")
 
 
 V1_1 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
-PRESETS = {
+T5Config.PRESETS = {
     "tiny": {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0},
     "small": {},                                                                                    # 61 million
     "base": {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12},                      # 223 million
@@ -227,7 +213,7 @@ class T5(EncoderDecoder):
     def encode(self, source):
         """What the encoder makes of the source: ids (B, S) -> (B, S, C)"""
         source = token_ids("T5", source)
-        return self.encoder(self.shared(source), lengths(source, self.config.pad_token_id))
+        return self.encoder(self.shared(source), text_lengths(source, self.config.pad_token_id))
 
     def keys_and_values(self, memory):
         return [block.layer[1]["EncDecAttention"].keys_and_values(memory) for block in self.decoder.block]

@@ -10,24 +10,24 @@ T x T array to the scores, and hides padding with one boolean per token. Here `c
 
 Source: Vaswani et al. 2017, "Attention Is All You Need", arXiv:1706.03762.
 """
-import dataclasses
 import functools
 import math
 from dataclasses import dataclass
-from numbers import Integral, Real
 
 import numpy as np
 
 from .. import backend, random
 from .. import functional as F
+from ..config import Config
 from ..nn import Dropout, LayerNorm, Linear, Module, full, normal
 from ..tensor import Tensor
+from .inputs import lengths
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
 
 
 @dataclass
-class LayerConfig:
+class LayerConfig(Config):
     """The shape of a layer, and of what goes in; the fields carry the names of torch.nn.Transformer where it has them.
 
     The defaults are the paper's base model.
@@ -47,23 +47,13 @@ class LayerConfig:
     pad_token_id: int | None = 0        # what fills short texts up, on the right; None: nothing does
     tie_word_embeddings: bool = True    # whether the head is the token embedding
 
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value, least = getattr(self, field.name), 0 if field.name.endswith("_id") else 1
-            fits = isinstance(value, Integral) and value >= least or value is None and field.type == int | None
-            if field.type in (int, int | None) and not fits:
-                self._fail(field.name, f"a whole number, at least {least}")
-            if field.name in ("dropout", "label_smoothing") and not (isinstance(value, Real) and 0 <= value < 1):
-                self._fail(field.name, "a probability, from 0 to below 1")
-        if self.d_model % self.nhead:
-            self._fail("d_model", f"a multiple of nhead={self.nhead}: every head gets an equal part of it")
-        if self.d_model % 2:
-            self._fail("d_model", "even: positions are pairs of a sine and a cosine")
-        if self.activation not in ACTIVATIONS:
-            self._fail("activation", f"one of {', '.join(ACTIVATIONS)}")
+    FROM_ZERO = ("pad_token_id",)
+    PROBABILITIES = ("dropout",)
 
-    def _fail(self, name, wanted):
-        raise ValueError(f"{type(self).__name__}: {name} is {getattr(self, name)!r}; it should be {wanted}")
+    def check(self):
+        self.need_multiple("d_model", "nhead", "every head gets an equal part of it")
+        self.need("d_model", self.d_model % 2 == 0, "even: positions are pairs of a sine and a cosine")
+        self.need_one_of("activation", ACTIVATIONS)
 
 
 class MultiheadAttention(Module):
@@ -111,6 +101,7 @@ class MultiheadAttention(Module):
 
 
 def layer_norm(config):
+    """The norm of a layer."""
     return LayerNorm(config.d_model, config.layer_norm_eps, config.bias)
 
 
@@ -231,16 +222,6 @@ def _position_table(ops, dtype, length, size):
     return ops.from_numpy(sinusoids(length, size), dtype=dtype)
 
 
-def token_ids(name, ids):
-    """Token ids as an array (B, T)."""
-    ids = np.asarray(ids)
-    if ids.ndim != 2:
-        raise ValueError(f"{name}: token ids must be (batch, time), not {ids.shape}; one text is a batch of one: "
-                         "ids[None]")
-    return ids
-
-
-def lengths(ids, pad_token_id):
-    """How many tokens of each row of ids (B, T) come before its padding: (B,), or None if no row is padded."""
-    ends = np.where(ids != pad_token_id, np.arange(1, ids.shape[1] + 1), 0).max(axis=1, initial=0)
-    return None if pad_token_id is None or (ends == ids.shape[1]).all() else ends
+def text_lengths(ids, pad_token_id):
+    """How many tokens of each row of ids (B, T) are text: (B,), or None if all are."""
+    return None if pad_token_id is None else lengths(ids != pad_token_id)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from .. import functional as F
 from ..nn import Dropout, Embedding, KVCache, Linear, Module
-from .transformer import Encoder, LayerConfig, embed, initialise, lengths, token_ids
+from .inputs import token_ids
+from .transformer import Encoder, LayerConfig, embed, initialise, text_lengths
 
 
 @dataclass
@@ -42,7 +43,7 @@ class TransformerLM(Module):
         What ends a row in pad_token_id is padding. A causal mask hides it from all that stands before it anyway.
         """
         c, ids = self.config, token_ids("TransformerLM", ids)
-        key_end = None if c.causal else lengths(ids, c.pad_token_id)
+        key_end = None if c.causal else text_lengths(ids, c.pad_token_id)
         x = self.drop(embed(self.embedding, ids, cache[0].used if cache else 0, c.n_positions))
         return self.encoder(x, key_end, c.causal, cache)
 

@@ -4,8 +4,8 @@
     gradients  = X_backward(*douts, saved)          one per array, None where there is none
 
 The simplest file, elementwise.py, shows the pattern; then matmul, linear, embedding, norm, activation, softmax,
-attention, loss, recurrent. Inputs, incoming gradients and `saved` are never written. The exceptions say so in their first line:
-the optimizer steps and kv_append.
+attention, loss, recurrent. Inputs, incoming gradients and `saved` are never written. The exceptions say so in their
+first line: the optimizer steps and kv_append.
 """
 from .activation import *       # noqa: F401, F403
 from .attention import *        # noqa: F401, F403

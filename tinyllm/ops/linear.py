@@ -1,4 +1,4 @@
-"""The linear layer, y = x W^T + b, alone, with GELU on top, and two of them: a Transformer spends most of its time here.
+"""The linear layer, y = x W^T + b, alone, with GELU on top, and two of them: a Transformer spends most time here.
 
 Weights are stored (out_features, in_features), as torch stores them: each row holds one output's weights.
 """

@@ -10,9 +10,9 @@ so ordinary threads can work on different rows at the same time. Three condition
   `import tinyllm` sets it first (import tinyllm before numpy).
 
 What it buys, on two cores of an Intel Xeon, in the ratio to torch eager (examples/benchmark.py): C2 1.44 -> 1.22 to
-1.32, C1 1.48 -> 1.36 to 1.46, over several runs. The time-out alone: C2 14 percent, C1 nothing; on an AMD EPYC C1 12 percent.
-Below half a millisecond, runs on a busy Xeon became erratic, as a thread that sleeps has to be woken for every product;
-on the EPYC a tenth of a millisecond made C1 another 4 percent faster, and nothing else.
+1.32, C1 1.48 -> 1.36 to 1.46, over several runs. The time-out alone: C2 14 percent, C1 nothing; on an AMD EPYC C1 12
+percent. Below half a millisecond, runs on a busy Xeon became erratic, as a thread that sleeps has to be woken for every
+product; on the EPYC a tenth of a millisecond made C1 another 4 percent faster, and nothing else.
 
 Tried and left out: products cut up by hand among our threads (12 to 15 percent slower than OpenBLAS's own threads, as
 both halves pack the same matrix); more than one thread for jobs of less than a third of a millisecond.

@@ -7,8 +7,8 @@
 
 Of the tokens chosen, only 80 % become [MASK]. 10 % become a random token and 10 % stay what they are, for [MASK] never
 occurs when the model is used later: so that it keeps a good vector for every token, it must not know which ones it will
-be asked about. (Devlin et al. 2019, section 3.1. The mask is drawn anew each time a window comes, as in Liu et al. 2019,
-"RoBERTa", section 4.1; their section 4.2 is why there are no pairs of sentences here.)
+be asked about. (Devlin et al. 2019, section 3.1. The mask is drawn anew each time a window comes, as in Liu et al.
+2019, "RoBERTa", section 4.1; their section 4.2 is why there are no pairs of sentences here.)
 """
 
 from collections.abc import Iterator
