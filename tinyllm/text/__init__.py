@@ -6,12 +6,23 @@
     pretokenize.py     cutting text into pieces, before byte-pair encoding
     bpe_train.py       learning byte-pair merges
     bpe_merge.py       applying them
+    added_tokens.py    tokens that are found in a text before anything else
+    subword.py         what the next tokenizers share: those tokens, offsets into the text, decoding
+    tokenizer_file.py  and how they are stored, checked and shown
+    byte_characters.py bytes written as printable characters
     bpe.py             the byte-level BPE tokenizer
     show_work.py       watching it encode, step by step
     wordpiece_train.py learning pieces of words
     wordpiece.py       BERT's tokenizer: the longest known piece first
+    rewrite.py         rewriting a text by rules, and knowing where each character came from
+    charsmap.py        SentencePiece's table of spellings
+    normalizer.py      which rules a unigram tokenizer has
     unigram.py         SentencePiece's and T5's: the likeliest of all ways to cut
-    tokenizer_file.py  what the tokenizers share: files, checks, display
+    streaming.py       showing a text while a model writes it
+    folder.py          published folders: JSON, and the tokens named in it
+    spiece.py          SentencePiece's file, taken apart by hand
+    huggingface.py     tokenizers of GPT-2, BERT and T5 from their published files
+    tokenizer_json.py  and from Hugging Face's tokenizer.json
     load.py            loading a tokenizer of any kind
     data.py            batches of inputs and targets
     masking.py         batches with hidden tokens, for BERT
@@ -35,6 +46,7 @@ from .load import load_tokenizer
 from .masking import MaskedDataset, mask_tokens
 from .pairs import PairDataset
 from .read import default_corpus, describe, read_chunks, read_text
+from .streaming import StreamingDecoder
 from .token_file import open_token_file, tokenize_file, write_token_file
 from .unigram import UnigramTokenizer
 from .wordpiece import WordPieceTokenizer
@@ -44,6 +56,7 @@ __all__ = [
     "CharTokenizer",
     "MaskedDataset",
     "PairDataset",
+    "StreamingDecoder",
     "TokenDataset",
     "UnigramTokenizer",
     "WordPieceTokenizer",

@@ -13,16 +13,18 @@ Models are Unsupervised Multitask Learners".)
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-import regex
-
+from .added_tokens import AddedToken
 from .bpe_merge import apply_merges
 from .bpe_train import learn_merges
-from .pretokenize import pretokenize, to_bytes
+from .byte_characters import from_characters, to_characters
+from .pretokenize import PATTERNS, pretokenize, to_bytes
 from .show_work import PieceWork, piece_work
-from .tokenizer_file import checked_ids, read_tokenizer, readable, write_tokenizer
+from .subword import Span, SubwordTokenizer
+from .tokenizer_file import checked_ids, read_tokenizer, readable, tokens_by_id, write_tokenizer
 
 # A few words make up most of any text (Zipf's law), and they turn up early: so the cache keeps what came first. Both
 # numbers bound its memory.
@@ -30,7 +32,7 @@ CACHE_PIECES = 1 << 16
 CACHE_LENGTH = 64
 
 
-class BPETokenizer:
+class BPETokenizer(SubwordTokenizer):
     """Byte-pair encoding with given merges.
 
     Args:
@@ -39,23 +41,83 @@ class BPETokenizer:
 
     Attributes:
         merges: dict from a pair of ids to the id of the two together.
+        ranks: dict from a pair of ids to its place in the order of learning, from 0.
         vocabulary: list of the bytes of each id.
-        special_tokens: dict from a special token to its id.
+        added_tokens, special_tokens: see SubwordTokenizer.
     """
 
     def __init__(self, merges: Iterable[tuple[int, int]], special_tokens: Sequence[str] = ()):
         _check_special_tokens(special_tokens)
-        self.merges: dict[tuple[int, int], int] = {}
-        self.vocabulary = [bytes([i]) for i in range(256)]
+        made: dict[tuple[int, int], int] = {}
+        vocabulary = [bytes([i]) for i in range(256)]
         for left, right in merges:
-            new = len(self.vocabulary)
-            if not (0 <= left < new and 0 <= right < new) or (left, right) in self.merges:
+            new = len(vocabulary)
+            if not (0 <= left < new and 0 <= right < new) or (left, right) in made:
                 raise ValueError(f"merges: ({left}, {right}), for id {new}, is repeated or uses an id not made so far.")
-            self.merges[left, right] = new
-            self.vocabulary.append(self.vocabulary[left] + self.vocabulary[right])
-        self.special_tokens = {token: len(self.vocabulary) + i for i, token in enumerate(special_tokens)}
-        self.vocabulary += [token.encode("utf-8") for token in special_tokens]
+            made[left, right] = new
+            vocabulary.append(vocabulary[left] + vocabulary[right])
+        added = [AddedToken(token, len(vocabulary) + i) for i, token in enumerate(special_tokens)]
+        self._set_up(vocabulary + [token.encode("utf-8") for token in special_tokens], made, added)
+
+    @classmethod
+    def from_vocabulary(
+        cls,
+        vocabulary: Mapping[bytes, int],
+        merges: Iterable[tuple[bytes, bytes]],
+        added_tokens: Iterable[AddedToken] = (),
+        pattern: str = "gpt2",
+        whole_pieces: bool = False,
+    ) -> "BPETokenizer":
+        """Return a tokenizer whose ids stand in any order, such as a published one.
+
+        GPT-2's, for one, has the letters before the control characters, and one token can come of several merges.
+
+        Args:
+            vocabulary: the id of each token; every single byte has to be in it.
+            merges: pairs of tokens in the order of learning; the two together have to be in the vocabulary.
+            added_tokens: tokens that are found in a text first; their ids may lie in the vocabulary or outside.
+            pattern: how a text is cut into pieces, "gpt2" or "llama3" (see pretokenize.py).
+            whole_pieces: whether a piece that is in the vocabulary is one token without any merge.
+
+        Raises:
+            ValueError: a byte or the token of a merge is missing, two tokens have one id, or there is no such pattern.
+        """
+        if missing := [byte for byte in range(256) if bytes([byte]) not in vocabulary]:
+            raise ValueError(f"vocabulary: the byte {missing[0]:#04x} is missing; each of the 256 needs an id.")
+        if pattern not in PATTERNS:
+            raise ValueError(f"pattern: there is no {pattern!r}; choose one of {', '.join(PATTERNS)}.")
+        made = {}
+        for left, right in merges:
+            if missing := [token for token in (left, right, left + right) if token not in vocabulary]:
+                raise ValueError(f"merges: {left!r} + {right!r} needs {missing[0]!r}, which is not in the vocabulary.")
+            pair = vocabulary[left], vocabulary[right]
+            if pair in made:
+                raise ValueError(f"merges: {left!r} + {right!r} occurs twice; give each merge once.")
+            made[pair] = vocabulary[left + right]
+        added = list(added_tokens)
+        tokens = tokens_by_id({**vocabulary, **{token.content.encode("utf-8"): token.id for token in added}})
+        tokenizer = cls.__new__(cls)
+        tokenizer._set_up([token or b"" for token in tokens], made, added, dict(vocabulary), pattern, whole_pieces)
+        return tokenizer
+
+    def _set_up(
+        self,
+        vocabulary: list[bytes],
+        merges: dict[tuple[int, int], int],
+        added_tokens: list[AddedToken],
+        ids: dict[bytes, int] | None = None,  # None: they are in the order of the class
+        pattern: str = "gpt2",
+        whole_pieces: bool = False,
+    ) -> None:
+        self.vocabulary = vocabulary
+        self.merges = merges
+        self.ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self._given_ids = ids
+        self._byte_ids = [ids[bytes([byte])] if ids else byte for byte in range(256)]
+        self.pattern = pattern
+        self.whole_pieces = whole_pieces
         self._cache: dict[str, list[int]] = {}
+        self._set_added_tokens(added_tokens)
 
     @classmethod
     def train(cls, text: str, vocab_size: int, special_tokens: Sequence[str] = ()) -> "BPETokenizer":
@@ -92,32 +154,44 @@ class BPETokenizer:
             text: any text; a lone surrogate in it raises ValueError (see ``to_bytes`` in pretokenize.py).
             allowed_special: the special tokens to look for, or "all"; one that is not this tokenizer's is a ValueError.
         """
-        if allowed_special == "all":
-            allowed_special = self.special_tokens
-        elif isinstance(allowed_special, str):
-            allowed_special = [allowed_special]
-        for token in allowed_special:
-            if token not in self.special_tokens:
-                raise ValueError(f"allowed_special: {token!r} is not a special token of this tokenizer.")
-        if not allowed_special:
-            return self.encode_ordinary(text)
-        longest_first = sorted(allowed_special, key=len, reverse=True)  # "<|end|>2" before "<|end|>"
-        ids: list[int] = []
-        for part in regex.split(f"({'|'.join(map(regex.escape, longest_first))})", text):
-            ids += [self.special_tokens[part]] if part in allowed_special else self.encode_ordinary(part)
-        return ids
+        return self._encode(text, allowed_special)
 
     def encode_ordinary(self, text: str) -> list[int]:
-        """Return the ids of ``text``, in which nothing is a special token."""
+        """Return the ids of ``text``, in which no added token is looked for, special or not."""
         ids: list[int] = []
-        for piece in pretokenize(text):
+        for piece in pretokenize(text, self.pattern):
             found = self._cache.get(piece)
-            if found is None:
-                found = apply_merges(to_bytes(piece), self.merges)
-                if len(piece) <= CACHE_LENGTH and len(self._cache) < CACHE_PIECES:
-                    self._cache[piece] = found
-            ids += found
+            ids += self._encode_piece(piece) if found is None else found
         return ids
+
+    def _encode_piece(self, piece: str) -> list[int]:
+        """The ids of one piece, which are kept for the next time."""
+        data = to_bytes(piece)
+        if self.whole_pieces and data in self._given_ids:
+            found = [self._given_ids[data]]
+        else:
+            found = apply_merges([self._byte_ids[byte] for byte in data], self.merges, self.ranks)
+        if len(piece) <= CACHE_LENGTH and len(self._cache) < CACHE_PIECES:
+            self._cache[piece] = found
+        return found
+
+    _encode_part = encode_ordinary
+
+    def _normalize(self, text: str) -> str:
+        return text
+
+    def _trace(self, text: str) -> tuple[str, list[Span]]:
+        return text, [(i, i + 1) for i in range(len(text))]
+
+    def _pieces(self, part: str) -> Iterator[tuple[int, int, int]]:
+        start = 0
+        for piece in pretokenize(part, self.pattern):
+            owner = [start + i for i, character in enumerate(piece) for _ in to_bytes(character)]  # of each byte
+            end = 0
+            for i in self.encode_ordinary(piece):
+                end += len(self.vocabulary[i])
+                yield i, owner[end - len(self.vocabulary[i])], owner[end - 1] + 1
+            start += len(piece)
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """Return the ids of any bytes, UTF-8 or not; ``decode_bytes`` gives the same bytes back."""
@@ -127,33 +201,45 @@ class BPETokenizer:
         """Return the bytes of ``ids``; an id outside the vocabulary raises ValueError."""
         return b"".join(self.vocabulary[i] for i in checked_ids(ids, self.vocab_size))
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ``ids``.
-
-        A model can produce bytes that are not UTF-8, say half a Chinese character: they become U+FFFD, "�".
-        """
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+    def token_bytes(self, i: int, first: bool) -> bytes:
+        """Return the bytes of id ``i``."""
+        return self.vocabulary[i]
 
     def show_work(self, text: str) -> list[PieceWork]:
         """Encode step by step: for each piece of ``text`` its bytes, the merges in order and the ids; print each."""
-        return [piece_work(piece, self.merges, self.vocabulary) for piece in pretokenize(text)]
+        pieces = pretokenize(text, self.pattern)
+        return [piece_work(piece, self._byte_ids, self.merges, self.ranks, self.vocabulary) for piece in pieces]
 
     def save(self, folder: str | Path) -> None:
         """Write ``tokenizer.json`` and ``vocabulary.txt`` into ``folder``."""
         tokens = [readable(token) for token in self.vocabulary]
         halves = {new: f" = {tokens[left]} + {tokens[right]}" for (left, right), new in self.merges.items()}
         contents = {"type": "bpe", "merges": list(self.merges), "special_tokens": list(self.special_tokens)}
+        if self._given_ids:
+            contents = {
+                "type": "bpe",
+                "vocabulary": {to_characters(token): i for token, i in self._given_ids.items()},
+                "merges": [[to_characters(self.vocabulary[i]) for i in pair] for pair in self.merges],
+                "added_tokens": [asdict(token) for token in self.added_tokens],
+                "pattern": self.pattern,
+                "whole_pieces": self.whole_pieces,
+            }
         write_tokenizer(folder, contents, [token + halves.get(i, "") for i, token in enumerate(tokens)])
 
     @classmethod
     def load(cls, folder: str | Path) -> "BPETokenizer":
         """Return the tokenizer saved in ``folder``; ValueError if the file holds something else."""
         contents = read_tokenizer(folder)
-        if contents["type"] != "bpe":
+        if contents.pop("type") != "bpe":
             raise ValueError(f"{folder}: this is not a saved BPETokenizer; try load_tokenizer.")
         try:
-            return cls(contents["merges"], contents["special_tokens"])
-        except (KeyError, TypeError, ValueError) as error:
+            if "vocabulary" not in contents:
+                return cls(contents["merges"], contents["special_tokens"])
+            contents["vocabulary"] = {from_characters(token): i for token, i in contents["vocabulary"].items()}
+            contents["merges"] = [(from_characters(left), from_characters(right)) for left, right in contents["merges"]]
+            contents["added_tokens"] = [AddedToken(**token) for token in contents["added_tokens"]]
+            return cls.from_vocabulary(**contents)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{folder}: tokenizer.json is damaged ({error}); save the tokenizer again.") from None
 
 

@@ -50,9 +50,17 @@ class CharTokenizer:
                 "train it on a text with that character, or use BPETokenizer, which knows every text."
             ) from None
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return (ids, offsets): ``encode``'s ids, and for each the (start, end) of its character in ``text``."""
+        return self.encode(text), [(i, i + 1) for i in range(len(text))]
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ``ids``; an id outside the vocabulary raises ValueError."""
         return "".join(self.characters[i] for i in checked_ids(ids, self.vocab_size))
+
+    def token_bytes(self, i: int, first: bool) -> bytes:
+        """Return what id ``i`` adds to a decoded text, in UTF-8; see StreamingDecoder."""
+        return self.characters[i].encode("utf-8", errors="replace")
 
     def save(self, folder: str | Path) -> None:
         """Write ``tokenizer.json`` and ``vocabulary.txt`` into ``folder``."""

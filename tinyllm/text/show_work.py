@@ -11,7 +11,7 @@ After ``BPETokenizer.train("low low low lower", vocab_size=259)``, the second pi
 
 from dataclasses import dataclass
 
-from .bpe_merge import Merges, merge_steps
+from .bpe_merge import Pairs, merge_steps
 from .pretokenize import to_bytes
 from .tokenizer_file import readable
 
@@ -44,12 +44,20 @@ class PieceWork:
         return "\n".join([*lines, "  ids " + " ".join(map(str, self.ids))])
 
 
-def piece_work(piece: str, merges: Merges, vocabulary: list[bytes]) -> PieceWork:
-    """Encode one piece the plain way, and keep every step; ``vocabulary`` has the bytes of each id."""
+def piece_work(piece: str, byte_ids: list[int], merges: Pairs, ranks: Pairs, vocabulary: list[bytes]) -> PieceWork:
+    """Encode one piece the plain way, and keep every step.
+
+    Args:
+        piece: a piece of text.
+        byte_ids: the id of each byte.
+        merges, ranks: see ``merge_steps``.
+        vocabulary: the bytes of each id.
+    """
     data = to_bytes(piece)
-    ids = list(data)
+    ids = [byte_ids[byte] for byte in data]
     steps = []
-    for (left, right), ids in merge_steps(data, merges):
-        rank = merges[left, right] - 256
-        steps.append(MergeStep(rank, vocabulary[left], vocabulary[right], [vocabulary[i] for i in ids]))
+    for pair, merged in merge_steps(ids, merges, ranks):
+        ids = merged
+        left, right = (vocabulary[i] for i in pair)
+        steps.append(MergeStep(ranks[pair], left, right, [vocabulary[i] for i in ids]))
     return PieceWork(piece, data, steps, ids)

@@ -7,9 +7,13 @@ class reads it. ``vocabulary.txt`` is for people, and no program reads it: each 
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from operator import index
 from pathlib import Path
+from typing import TypeVar
+
+MOST_IDS = 1 << 24  # far more than any vocabulary has, and little enough for a list
+Token = TypeVar("Token", str, bytes)
 
 
 def write_tokenizer(folder: str | Path, contents: dict, vocabulary: Iterable[str]) -> None:
@@ -68,6 +72,19 @@ def checked_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
                 "decode with the tokenizer that encoded."
             )
     return checked
+
+
+def tokens_by_id(ids: Mapping[Token, int]) -> list[Token | None]:
+    """Return the token of each id, None where there is none; ValueError if two tokens have one id, or it is no id."""
+    wrong = [token for token, i in ids.items() if not isinstance(i, int) or not 0 <= i < MOST_IDS]
+    if wrong:
+        raise ValueError(f"vocabulary: {wrong[0]!r} has the id {ids[wrong[0]]!r}; ids are integers from 0 up.")
+    tokens: list[Token | None] = [None] * (1 + max(ids.values(), default=-1))
+    for token, i in ids.items():
+        if tokens[i] is not None:
+            raise ValueError(f"vocabulary: {tokens[i]!r} and {token!r} have the same id, {i}; give each its own.")
+        tokens[i] = token
+    return tokens
 
 
 def readable(token: bytes) -> str:

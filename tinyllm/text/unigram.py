@@ -24,56 +24,48 @@ which is Viterbi's algorithm (1967): one pass from left to right, then back alon
 the text as well. The vocabulary is made elsewhere: here it is given, or read from a file.
 """
 
-import json
 import math
-import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 
 import regex
 
-from .tokenizer_file import checked_ids, checked_text, read_tokenizer, write_tokenizer
+from .added_tokens import AddedToken, behind
+from .normalizer import normalizer_rules
+from .rewrite import normalize, rewrite, rewrite_and_trace
+from .subword import Span, SubwordTokenizer
+from .tokenizer_file import checked_text, read_tokenizer, write_tokenizer
 
 SPACE = "▁"
 UNKNOWN_PENALTY = 10.0  # SentencePiece's: an unknown character costs this much more than the worst piece
-UNKNOWN_TEXT = " ⁇ "  # how SentencePiece shows one
-NORMALIZATIONS = ("nmt_nfkc", "identity")
 CACHE_WORDS = 1 << 16  # both bound the memory; as in bpe.py, what came first stays
 CACHE_LENGTH = 64
 
-# What SentencePiece's "nmt_nfkc" adds to Unicode's NFKC: signs that become a space, and controls that are dropped.
-SPACES = "\t\n\f\r\u061c\u1680\u200b\u200c\u200e\u200f\u2028\u2029\u2581\ufeff\ufffd"
-DROPPED = "".join(map(chr, [*range(9), 0x0B, *range(0x0E, 0x20), 0x7F, 0x8F, 0x9F]))
-SPACES_AND_CONTROLS = str.maketrans(SPACES, " " * len(SPACES), DROPPED)
+# Where a text is cut before Viterbi's algorithm, as published tokenizers have it. "text": not at all. "space": before
+# each space, so that no piece holds one inside. "word": the same, and white space itself is dropped.
+CUTS = {"text": regex.compile("(?s).+"), "space": regex.compile("(?s).+"), "word": regex.compile(r"\S+")}
 
 
-def normalize(text: str) -> str:
-    """Return ``text`` as SentencePiece does by default ("nmt_nfkc"): one spelling per character, single spaces.
-
-    NFKC makes "ﬁ" two letters and "①" a digit; only the full-width tilde stays, as Japanese tells it from the other.
-    All white space becomes spaces, line ends too, of which one is left between two words and none at the ends.
-    """
-    parts = text.translate(SPACES_AND_CONTROLS).split("～")
-    text = "～".join(unicodedata.normalize("NFKC", part) for part in parts)
-    return regex.sub(" +", " ", text).strip(" ")
-
-
-class UnigramTokenizer:
+class UnigramTokenizer(SubwordTokenizer):
     """A unigram tokenizer with a given vocabulary.
 
     Args:
         pieces: (piece, score) in the order of their ids; the score is the natural logarithm of the probability.
         unk_token: the piece for what no other covers, in this list.
-        special_tokens: further pieces that stand for no text, such as "</s>"; they are never found in a text, and their
-            scores do not count.
+        special_tokens: further pieces that stand for no text, such as "</s>"; their scores do not count.
         byte_fallback: whether an unknown character becomes the pieces "<0x00>" to "<0xFF>" of its UTF-8 bytes, all of
             which have to be in the list, instead of unk_token.
-        normalization: "nmt_nfkc" (see ``normalize``), or "identity": the text as it is, each space kept. Then decoding
-            gives back every text without unknowns (and without a "▁" of its own, which comes back as a space).
+        normalization: "nmt_nfkc" (see ``normalize`` in rewrite.py), or "identity": the text as it is, each space kept.
+            Then, if "▁" is a piece, decoding gives back every text without unknowns (and without a "▁" of its own,
+            which comes back as a space). Or what a published file says (see normalizer.py).
+        cut: one of CUTS.
+        added_tokens: further tokens that are found in a text first, in the list of pieces or behind it.
 
     Attributes:
         pieces: the list of the (piece, score).
-        special_tokens: dict from a special token, unk_token included, to its id.
+        added_tokens, special_tokens: see SubwordTokenizer; unk_token is among the special ones.
     """
 
     def __init__(
@@ -82,31 +74,39 @@ class UnigramTokenizer:
         unk_token: str = "<unk>",
         special_tokens: Collection[str] = (),
         byte_fallback: bool = False,
-        normalization: str = "nmt_nfkc",
+        normalization: str | dict = "nmt_nfkc",
+        cut: str = "text",
+        added_tokens: Iterable[AddedToken] = (),
     ):
         self.pieces = [(piece, float(score)) for piece, score in pieces]
         self.unk_token = unk_token
         self.byte_fallback = byte_fallback
         self.normalization = normalization
+        self.cut = cut
         ids = {piece: i for i, (piece, _) in enumerate(self.pieces)}
         byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)] if byte_fallback else []
         self._check(ids, special_tokens, byte_tokens)
-        self.special_tokens = {token: ids[token] for token in (unk_token, *special_tokens)}
+        self._rules = normalizer_rules(normalization)
+        special = {token: AddedToken(token, ids[token]) for token in (unk_token, *special_tokens)}
+        self._set_added_tokens((special | {token.content: token for token in added_tokens}).values())
+        self._unknown = ids[unk_token]
         self._bytes = [ids[token] for token in byte_tokens]
 
         textless = {*self.special_tokens, *byte_tokens}
         self._found = {piece: (ids[piece], score) for piece, score in self.pieces if piece not in textless}
         self._longest = max(map(len, self._found), default=1)
         self._unknown_score = min((score for _, score in self._found.values()), default=0.0) - UNKNOWN_PENALTY
-        # Words can be cut one by one, as a piece ends where a word begins; unless some piece holds a space inside, or a
-        # space itself is unknown and so part of a run of unknowns.
+        # Also where nothing has to be cut, words can be cut one by one, as a piece ends where a word begins; unless
+        # some piece holds a space inside, or a space itself is unknown and so part of a run of unknowns.
         crossing = SPACE not in self._found or any(SPACE in piece[1:] for piece in self._found)
-        self._words = regex.compile("(?s).+" if crossing else f"{SPACE}?[^{SPACE}]+|{SPACE}")
+        whole = cut == "text" and crossing
+        self._words = regex.compile("(?s).+" if whole else f"{SPACE}?[^{SPACE}]+|{SPACE}")
         self._cache: dict[str, list[int]] = {}
 
-        self._texts = [piece.encode("utf-8") for piece, _ in self.pieces]  # for decoding
-        for i in self.special_tokens.values():
-            self._texts[i] = UNKNOWN_TEXT.encode("utf-8") if i == ids[unk_token] else b""
+        self._num_pieces = len(self.pieces)
+        self.pieces += [(token, 0.0) for token in behind(ids, self.added_tokens)]
+        shown = [piece.replace(SPACE, " ") if piece in self._found else piece for piece, _ in self.pieces]
+        self._texts = [text.encode("utf-8") for text in shown]
         for byte, i in enumerate(self._bytes):
             self._texts[i] = bytes([byte])
 
@@ -120,10 +120,8 @@ class UnigramTokenizer:
         for token in (self.unk_token, *special_tokens, *byte_tokens):
             if token not in ids:
                 raise ValueError(f"pieces: {token!r} is missing; every special token and byte needs a piece.")
-        if self.normalization not in NORMALIZATIONS:
-            raise ValueError(
-                f"normalization: there is no {self.normalization!r}; choose one of {', '.join(NORMALIZATIONS)}."
-            )
+        if self.cut not in CUTS:
+            raise ValueError(f"cut: there is no {self.cut!r}; choose one of {', '.join(CUTS)}.")
 
     @property
     def vocab_size(self) -> int:
@@ -134,42 +132,77 @@ class UnigramTokenizer:
         """Return the pieces of ``text`` as strings."""
         return [self.pieces[i][0] for i in self.encode(text)]
 
-    def encode(self, text: str) -> list[int]:
+    def encode(
+        self, text: str, add_special_tokens: bool = False, allowed_special: str | Collection[str] = ()
+    ) -> list[int]:
         """Return the ids of the likeliest cut of ``text``; a lone surrogate in it raises ValueError.
 
         Of two cuts that are equally likely, the one whose last differing piece is longer is taken.
+
+        Args:
+            text: any text.
+            add_special_tokens: whether to put "</s>" at the end, as T5's texts have it.
+            allowed_special: the special tokens to look for in the text, such as "<extra_id_0>", or "all".
         """
+        ids = self._encode(text, allowed_special)
+        if not add_special_tokens:
+            return ids
+        if "</s>" not in self.special_tokens:
+            raise ValueError('add_special_tokens: this tokenizer has no "</s>"; put it among its special_tokens.')
+        return [*ids, self.special_tokens["</s>"]]
+
+    def _normalize(self, text: str) -> str:
         text = checked_text(text)
-        if self.normalization == "nmt_nfkc":
-            text = normalize(text)
-        if not text:
-            return []
+        return normalize(text) if self.normalization == "nmt_nfkc" else rewrite(text, self._rules)
+
+    def _trace(self, text: str) -> tuple[str, list[Span]]:
+        return rewrite_and_trace(checked_text(text), self._rules)
+
+    def _words_of(self, part: str) -> Iterator[tuple[str, int, int]]:
+        """The words to cut (see CUTS), with "▁" for a space and one in front of the first.
+
+        Each comes with its place in ``part``, and with the smallest place that is in ``part``: the "▁" in front is not.
+        """
+        for match in CUTS[self.cut].finditer(part):
+            text, place = match[0].replace(" ", SPACE), match.start()
+            if self.cut == "text" or not text.startswith(SPACE):
+                text, place = SPACE + text, place - 1
+            for word in self._words.finditer(text):
+                yield word[0], place + word.start(), match.start()
+
+    def _encode_part(self, part: str) -> list[int]:
         ids: list[int] = []
-        for word in self._words.findall(SPACE + text.replace(" ", SPACE)):
+        for word, _, _ in self._words_of(part):
             found = self._cache.get(word)
             if found is None:
-                found = self._ids_of(word)
+                found = [i for i, _, _ in self._cut_word(word)]
                 if len(word) <= CACHE_LENGTH and len(self._cache) < CACHE_WORDS:
                     self._cache[word] = found
             ids += found
         return ids
 
-    def _ids_of(self, word: str) -> list[int]:
-        """The pieces of the best cut as ids; unknown characters as bytes, or a run of them as one unk_token."""
-        ids: list[int] = []
-        unknown = self.special_tokens[self.unk_token]
-        for piece, i in self._best_cut(word):
-            if i != unknown:
-                ids.append(i)
-            elif self.byte_fallback:
-                ids += [self._bytes[byte] for byte in piece.encode("utf-8")]
-            elif ids[-1:] != [unknown]:
-                ids.append(unknown)
-        return ids
+    def _pieces(self, part: str) -> Iterator[tuple[int, int, int]]:
+        for word, place, first in self._words_of(part):
+            for i, start, end in self._cut_word(word):  # the "▁" in front stands for the character behind it
+                yield i, max(place + start, first), max(place + end, first + 1)
+
+    def _cut_word(self, word: str) -> Iterator[tuple[int, int, int]]:
+        """The best cut as (id, start, end); a run of unknown characters is one unk_token, or all its bytes."""
+        start = 0
+        for unknown, run in groupby(self._best_cut(word), lambda item: item[1] == self._unknown):
+            pieces = list(run)
+            if unknown:
+                pieces = [("".join(character for character, _ in pieces), self._unknown)]
+            for piece, i in pieces:
+                end = start + len(piece)
+                as_bytes = unknown and self.byte_fallback
+                for token in [self._bytes[byte] for byte in piece.encode("utf-8")] if as_bytes else [i]:
+                    yield token, start, end
+                start = end
 
     def _best_cut(self, text: str) -> list[tuple[str, int]]:
         """Return (piece, id) of the best cut, by Viterbi's algorithm; the id of an unknown character is unk_token's."""
-        unknown = (self.special_tokens[self.unk_token], self._unknown_score)
+        unknown = (self._unknown, self._unknown_score)
         best = [0.0] + [float("-inf")] * len(text)  # of the cuts that end at each place
         last = [(0, 0)] * len(best)  # where the last piece of that cut starts, and its id
         for start in range(len(text)):
@@ -186,25 +219,28 @@ class UnigramTokenizer:
             end = start
         return cut[::-1]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ``ids``; an id outside the vocabulary raises ValueError.
-
-        The unknown is shown as " ⁇ ", other special tokens are not shown. Bytes that are no UTF-8 become U+FFFD, "�".
-        """
-        data = b"".join(self._texts[i] for i in checked_ids(ids, self.vocab_size))
-        text = data.decode("utf-8", errors="replace").replace(SPACE, " ")
-        return text.removeprefix(" ")  # the one that encode put in front
+    def token_bytes(self, i: int, first: bool) -> bytes:
+        """Return the bytes of piece ``i``, with spaces for "▁"; not the first one, which encode put in front."""
+        text = self._texts[i]
+        return text.removeprefix(b" ") if first and self.pieces[i][0].startswith(SPACE) else text
 
     def save(self, folder: str | Path) -> None:
         """Write ``tokenizer.json`` and ``vocabulary.txt`` into ``folder``."""
+        pieces = self.pieces[: self._num_pieces]
+        known = {piece: i for i, (piece, _) in enumerate(pieces)}
         contents = {
             "type": "unigram",
-            "pieces": self.pieces,
+            "pieces": pieces,
             "unk_token": self.unk_token,
-            "special_tokens": [token for token in self.special_tokens if token != self.unk_token],
+            "special_tokens": [token for token in self.special_tokens if token in known and token != self.unk_token],
             "byte_fallback": self.byte_fallback,
             "normalization": self.normalization,
         }
+        if self.cut != "text":
+            contents["cut"] = self.cut
+        in_the_list = lambda token: token == AddedToken(token.content, known.get(token.content, -1))
+        if added := [asdict(token) for token in self.added_tokens if not in_the_list(token)]:
+            contents["added_tokens"] = added
         write_tokenizer(folder, contents, [f"{piece!r}\t{score}" for piece, score in self.pieces])
 
     @classmethod
@@ -214,48 +250,7 @@ class UnigramTokenizer:
         if contents.pop("type") != "unigram":
             raise ValueError(f"{folder}: this is not a saved UnigramTokenizer; try load_tokenizer.")
         try:
+            contents["added_tokens"] = [AddedToken(**token) for token in contents.get("added_tokens", ())]
             return cls(**contents)
-        except (TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{folder}: tokenizer.json is damaged ({error}); save the tokenizer again.") from None
-
-    @classmethod
-    def from_huggingface(cls, path: str | Path) -> "UnigramTokenizer":
-        """Return the tokenizer of a ``tokenizer.json`` as Hugging Face's library writes it for SentencePiece models.
-
-        Pieces, special tokens and byte fallback are taken from it. If it normalizes the text, that is done by
-        ``normalize``: the tables of most models come from SentencePiece's default. What it adds around a text, such as
-        a "</s>" at the end, is up to the caller.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is not of a unigram model, or normalizes in another way, such as lower-casing.
-        """
-        if not Path(path).exists():
-            raise FileNotFoundError(f"{path}: there is no such file; give the path of a tokenizer.json.")
-        try:
-            contents = json.loads(Path(path).read_text(encoding="utf-8"))
-            model, added = contents["model"], contents.get("added_tokens") or []
-            if model["type"] != "Unigram":
-                raise ValueError(f"its model is {model['type']}")
-            unknown_steps = _steps(contents.get("normalizer")) - {"Precompiled", "NFKC", "Nmt", "Replace", "Strip"}
-            if unknown_steps:
-                raise ValueError(f"it normalizes with {', '.join(sorted(unknown_steps))}")
-            pieces = [tuple(piece) for piece in model["vocab"]]
-            for token in sorted(added, key=lambda token: token["id"]):
-                if token["id"] == len(pieces):  # one that was added behind the model's own
-                    pieces.append((token["content"], 0.0))
-            unk_token = pieces[model["unk_id"]][0]
-            special = [token["content"] for token in added if token["special"]]
-            normalization = "nmt_nfkc" if contents.get("normalizer") else "identity"
-            return cls(pieces, unk_token, special, model.get("byte_fallback", False), normalization)
-        except (KeyError, TypeError, IndexError, ValueError) as error:
-            raise ValueError(f"{path}: this is not a unigram tokenizer that can be read here ({error}).") from None
-
-
-def _steps(normalizer: dict | None) -> set[str]:
-    """The types of all steps of a normalizer, which may be a sequence of others."""
-    if not normalizer:
-        return set()
-    if normalizer["type"] == "Sequence":
-        return set().union(*map(_steps, normalizer["normalizers"]))
-    return {normalizer["type"]}

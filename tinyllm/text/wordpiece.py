@@ -13,12 +13,16 @@ Search"; Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transform
 
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import asdict
+from itertools import accumulate, groupby
 from pathlib import Path
 
 import regex
 
-from .tokenizer_file import checked_ids, checked_text, read_tokenizer, write_tokenizer
+from .added_tokens import AddedToken, behind
+from .subword import Span, SubwordTokenizer
+from .tokenizer_file import checked_text, read_tokenizer, write_tokenizer
 from .wordpiece_train import SCORES, alphabet, learn_pieces
 
 # Padding; an unknown word; the start of an input (what a classifier looks at); the end of a part; a hidden token.
@@ -39,34 +43,64 @@ WORD = regex.compile(r"[$+<=>^`|~\p{P}]|[^\s$+<=>^`|~\p{P}]+")
 def words(text: str, lowercase: bool = True) -> list[str]:
     """Return the words and signs of ``text``, tidied: BERT's "basic tokenization".
 
-    Control characters, which show nothing, are dropped. With ``lowercase``, accents go too: each character is written
-    as a letter and its marks (Unicode's NFD), and the marks are left out. That takes Hangul syllables apart as well.
-
         >>> words("Ça va, 你好？")
         ['ca', 'va', ',', '你', '好', '？']
         >>> words("Ça va", lowercase=False)
         ['Ça', 'va']
     """
-    text = CHINESE.sub(r" \g<0> ", CONTROL.sub("", checked_text(text)))
+    return WORD.findall(tidy(checked_text(text), lowercase))
+
+
+def tidy(text: str, lowercase: bool = True) -> str:
+    """Drop control characters, which show nothing, and set Chinese ones apart with spaces.
+
+    With ``lowercase``, accents go too: each character is written as a letter and its marks (Unicode's NFD), and the
+    marks are left out. That takes Hangul syllables apart as well.
+    """
+    text = CHINESE.sub(r" \g<0> ", CONTROL.sub("", text))
     if lowercase:
         text = ACCENT.sub("", unicodedata.normalize("NFD", text))
         text = "".join(map(str.lower, text))  # one by one: text.lower() would make the last sigma of a Greek word ς
-    return WORD.findall(text)
+    return text
 
 
-class WordPieceTokenizer:
+def tidy_and_trace(text: str, lowercase: bool = True) -> tuple[str, list[Span]]:
+    """Return ``tidy(text)``, and for each of its characters the span of ``text`` that it came from."""
+    clean = {character: tidy(character, lowercase=False) for character in set(text)}
+    spelled = [(new, (i, i + 1)) for i, character in enumerate(text) for new in clean[character]]
+    if lowercase:
+        spelled = _lower_and_trace(spelled)
+    return "".join(new for new, _ in spelled), [span for _, span in spelled]
+
+
+def _lower_and_trace(characters: list[tuple[str, Span]]) -> list[tuple[str, Span]]:
+    """NFD, no accents, small letters. NFD also sorts the marks that follow a letter by where they stand on it.
+
+    As in Hugging Face's library, the first part of each character gets the next span, even if it was sorted, and the
+    other parts the same again.
+    """
+    parts = [(part, k == 0) for old, _ in characters for k, part in enumerate(unicodedata.normalize("NFD", old))]
+    place = lambda item: unicodedata.combining(item[0])
+    ordered = [item for is_mark, run in groupby(parts, lambda item: place(item) > 0)
+               for item in (sorted(run, key=place) if is_mark else run)]
+    number = accumulate(is_first for _, is_first in ordered)
+    return [(new, characters[n - 1][1]) for (part, _), n in zip(ordered, number) for new in ACCENT.sub("", part).lower()]
+
+
+class WordPieceTokenizer(SubwordTokenizer):
     """WordPiece with a given vocabulary.
 
     Args:
         vocabulary: distinct strings, in the order of their ids; the SPECIAL_TOKENS have to be among them.
         lowercase: whether ``words`` lowers letters and strips accents.
+        added_tokens: further tokens that are found in a text first, in the vocabulary or behind it.
 
     Attributes:
         vocabulary: the list of the tokens.
-        special_tokens: dict from a special token to its id.
+        added_tokens, special_tokens: see SubwordTokenizer; the SPECIAL_TOKENS are among them.
     """
 
-    def __init__(self, vocabulary: Iterable[str], lowercase: bool = True):
+    def __init__(self, vocabulary: Iterable[str], lowercase: bool = True, added_tokens: Iterable[AddedToken] = ()):
         self.vocabulary = list(vocabulary)
         self.lowercase = lowercase
         self._ids = {token: i for i, token in enumerate(self.vocabulary)}
@@ -74,8 +108,10 @@ class WordPieceTokenizer:
             raise ValueError("vocabulary: it must be distinct strings, none of them blank; give each token once.")
         if missing := [token for token in SPECIAL_TOKENS if token not in self._ids]:
             raise ValueError(f"vocabulary: {', '.join(missing)} is missing; put all of {SPECIAL_TOKENS} in.")
-        self.special_tokens = {token: self._ids[token] for token in SPECIAL_TOKENS}
-        self._longest = max(map(len, self.vocabulary))
+        special = {token: AddedToken(token, self._ids[token]) for token in SPECIAL_TOKENS}
+        self._set_added_tokens((special | {token.content: token for token in added_tokens}).values())
+        self.vocabulary += behind(self._ids, self.added_tokens)
+        self._longest = max(map(len, self._ids))
         self._cache: dict[str, list[int]] = {}
 
     @classmethod
@@ -125,13 +161,7 @@ class WordPieceTokenizer:
             allowed_special: the special tokens to look for in the text, such as "[MASK]", or "all". Others are ordinary
                 characters, so that nobody can end a part by writing "[SEP]".
         """
-        ids: list[int] = []
-        for i, part in enumerate(self._parts(text, allowed_special)):
-            if i % 2:
-                ids.append(self.special_tokens[part])
-            else:
-                for word in words(part, self.lowercase):
-                    ids += self._encode_word(word)
+        ids = self._encode(text, allowed_special)
         if add_special_tokens:
             return [self.special_tokens["[CLS]"], *ids, self.special_tokens["[SEP]"]]
         return ids
@@ -147,16 +177,28 @@ class WordPieceTokenizer:
         more = self.encode(second, True, allowed_special)[1:]
         return ids + more, [0] * len(ids) + [1] * len(more)
 
-    def _parts(self, text: str, allowed_special: str | Collection[str]) -> list[str]:
-        """Cut ``text`` at the special tokens to look for: every second part is one of them."""
-        if allowed_special == "all":
-            allowed_special = SPECIAL_TOKENS
-        elif isinstance(allowed_special, str):
-            allowed_special = [allowed_special]
-        for token in allowed_special:
-            if token not in self.special_tokens:
-                raise ValueError(f"allowed_special: {token!r} is not a special token of this tokenizer.")
-        return regex.split(f"({'|'.join(map(regex.escape, allowed_special))})", text) if allowed_special else [text]
+    def _normalize(self, text: str) -> str:
+        return tidy(checked_text(text), self.lowercase)
+
+    def _trace(self, text: str) -> tuple[str, list[Span]]:
+        return tidy_and_trace(checked_text(text), self.lowercase)
+
+    def _encode_part(self, part: str) -> list[int]:
+        ids: list[int] = []
+        for word in WORD.findall(part):
+            ids += self._encode_word(word)
+        return ids
+
+    def _pieces(self, part: str) -> Iterator[tuple[int, int, int]]:
+        for match in WORD.finditer(part):
+            ids, start = self._encode_word(match[0]), match.start()
+            if ids == [self.special_tokens["[UNK]"]]:
+                yield ids[0], start, match.end()
+                continue
+            for i in ids:
+                end = start + len(self.vocabulary[i]) - (2 if start > match.start() else 0)  # without "##"
+                yield i, start, end
+                start = end
 
     def _encode_word(self, word: str) -> list[int]:
         found = self._cache.get(word)
@@ -182,25 +224,24 @@ class WordPieceTokenizer:
             start = end
         return ids
 
-    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
-        """Return the words of ``ids`` with a space between two; an id outside the vocabulary raises ValueError.
+    def token_bytes(self, i: int, first: bool) -> bytes:
+        """Return a space and token ``i``, or what goes on from the token before it, without "##".
 
-        Spaces before a comma, say, stay: where a text had none is not known any more.
-
-        Args:
-            ids: the ids; a "##" piece is joined to what stands before it.
-            skip_special_tokens: whether to leave special tokens out instead of showing them.
+        So decoding puts spaces before commas, say: where a text had none is not known any more.
         """
-        tokens = [self.vocabulary[i] for i in checked_ids(ids, self.vocab_size)]
-        if skip_special_tokens:
-            tokens = [token for token in tokens if token not in self.special_tokens]
-        return " ".join(tokens).replace(" ##", "")
+        token = self.vocabulary[i]
+        if not first:
+            token = token[2:] if token.startswith("##") else " " + token
+        return token.encode("utf-8")
 
     def save(self, folder: str | Path) -> None:
         """Write ``tokenizer.json`` and ``vocabulary.txt`` into ``folder``, and ``vocab.txt``, BERT's own format."""
-        contents = {"type": "wordpiece", "vocabulary": self.vocabulary, "lowercase": self.lowercase}
+        contents = {"type": "wordpiece", "vocabulary": list(self._ids), "lowercase": self.lowercase}
+        standard = [AddedToken(token, self._ids[token]) for token in SPECIAL_TOKENS]
+        if self.added_tokens != standard:
+            contents["added_tokens"] = [asdict(token) for token in self.added_tokens]
         write_tokenizer(folder, contents, map(repr, self.vocabulary))
-        lines = "".join(token + "\n" for token in self.vocabulary)
+        lines = "".join(token + "\n" for token in self._ids)
         (Path(folder) / "vocab.txt").write_text(lines, encoding="utf-8", newline="\n")
 
     @classmethod
@@ -210,7 +251,8 @@ class WordPieceTokenizer:
         if contents["type"] != "wordpiece":
             raise ValueError(f"{folder}: this is not a saved WordPieceTokenizer; try load_tokenizer.")
         try:
-            return cls(contents["vocabulary"], contents["lowercase"])
+            added = [AddedToken(**token) for token in contents.get("added_tokens", ())]
+            return cls(contents["vocabulary"], contents["lowercase"], added)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder}: tokenizer.json is damaged ({error}); save the tokenizer again.") from None
 
