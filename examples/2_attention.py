@@ -15,8 +15,7 @@ from pathlib import Path
 
 import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
 import numpy as np
-from tinyllm import functional as F, optim
-from tinyllm import no_grad
+from tinyllm import no_grad, optim, watch_attention
 
 LETTERS, LENGTH, STEPS = 26, 32, 1000
 
@@ -44,22 +43,6 @@ def train(model, rng):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step(schedule(step), max_norm=1.0)
-
-
-def attention_weights(model, ids):
-    """The probabilities softmax(q k^T / sqrt(D)) of each layer's heads,
-    computed as the model does: list of (H, T, T)
-    """
-    x = model.wte(ids) + model.wpe(np.arange(ids.shape[1]))         # (1, T, C)
-    found = []
-    for block in model.h:
-        T, H = ids.shape[1], block.attn.n_head
-        q, k, _ = F.split(block.attn.c_attn(block.ln_1(x)).reshape(T, 3 * H, -1), H, axis=1)      # (T, H, D)
-        scores = q.permute(1, 0, 2) @ k.permute(1, 2, 0) * q.shape[2] ** -0.5                     # (H, T, T)
-        future = np.triu(np.ones((T, T), bool), 1)
-        found.append(F.softmax(F.where(future, tinyllm.Tensor(-np.inf), scores)).numpy())
-        x = block(x)
-    return found
 
 
 def picture(weights, text, path):
@@ -93,9 +76,9 @@ def main():
 
     texts, (n, *_) = batch(rng, 1)
     ids = texts[:, :-1]
-    with no_grad():
-        weights = attention_weights(model, ids)
+    with no_grad(), watch_attention() as maps:
         predicted = model(ids).numpy().argmax(-1)[0]                # what follows each position
+    weights = [layer[0] for layer in maps]                          # of each layer (H, T, T)
     letters = [chr(ord("a") + i) for i in texts[0]]
     print(f"\nA new text, whose {n} letters repeat, and from the second round on what the model says will come:")
     print("  text       " + "".join(letters))

@@ -106,3 +106,12 @@ def kv_append(k_cache, v_cache, k, v, *, position):
     """
     k_cache[:, position:position + k.shape[1]] = k
     v_cache[:, position:position + v.shape[1]] = v
+
+
+def kv_reorder(k_cache, v_cache, rows, *, length):
+    """Let row i of the cache, IN PLACE, hold the first `length` positions that row rows[i] held: for beam search.
+
+    k_cache, v_cache (B, S, K, D); rows (B,) int64. A copy, so torch does it: out, in the new order, and back.
+    """
+    k_cache[:, :length] = k_cache[rows, :length]
+    v_cache[:, :length] = v_cache[rows, :length]

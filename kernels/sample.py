@@ -12,9 +12,11 @@ their number. Of the tokens that have exactly this score, the first ones are kep
     logits_ptr     (B, V) with rows `stride` apart; a row is read once for each question, from the L2 cache
     rng_ptr        (2,) seed and step, or None: the largest logit wins
     out_ptr        (B,) int64
-    top_k          0: all.  top_p: 1 or more: all
+    top_k          0: all.  top_p: 1 or more: all.  lowest: log(min_p), the least score that is kept
     grid           (B,)
 """
+
+import math
 
 import torch
 import triton
@@ -78,7 +80,7 @@ def threshold(logits_ptr, n_vocabulary, top, temperature, low, high, budget, MAS
 
 @triton.jit
 def sample_kernel(logits_ptr, stride, rng_ptr, out_ptr, n_vocabulary, site, temperature, top_k, top_p,
-                  BLOCK: tl.constexpr):
+                  lowest, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * stride
     tops = tl.zeros((BLOCK,), dtype=tl.float32) + float("-inf")
@@ -114,6 +116,7 @@ def sample_kernel(logits_ptr, stride, rng_ptr, out_ptr, n_vocabulary, site, temp
             is_equal = tl.where(keys == key, 1.0, 0.0)
             rank = seen + tl.cumsum(is_equal, axis=0) - is_equal
             kept = (keys > key) | ((keys == key) & (rank < equals))
+            kept = kept & (scores >= lowest)
             seen += tl.sum(is_equal, axis=0)
             # token v of row b is element b V' + v, V' being V rounded up to a multiple of 4
             quads = row * tl.cdiv(n_vocabulary, 4) + first // 4 + tl.arange(0, BLOCK // 4)
@@ -126,8 +129,8 @@ def sample_kernel(logits_ptr, stride, rng_ptr, out_ptr, n_vocabulary, site, temp
     tl.store(out_ptr + row, token.to(tl.int64))
 
 
-def sample(logits, rng, *, temperature=1.0, top_k=None, top_p=None, site=0):
-    """One token for each row, drawn from softmax(logits / temperature) among the top_k / top_p most likely ones.
+def sample(logits, rng, *, temperature=1.0, top_k=None, top_p=None, min_p=None, site=0):
+    """One token for each row, drawn from softmax(logits / temperature) among those that top_k, top_p and min_p keep.
 
     logits (B, V), rng (2,) int64 on the device or a NumPy array -> (B,) int64. temperature 0: the most likely token.
     """
@@ -136,6 +139,6 @@ def sample(logits, rng, *, temperature=1.0, top_k=None, top_p=None, site=0):
     rng = rng if torch.is_tensor(rng) else runtime.from_numpy(rng, "int64")
     sample_kernel[(B,)](logits, logits.stride(0), None if temperature == 0 else rng, out, V, site,
                         max(temperature or 1.0, 1e-30),     # colder changes no draw, and float32 would take it for 0
-                        float(min(top_k or V, V)), float(top_p or 1.0),
+                        float(min(top_k or V, V)), float(top_p or 1.0), math.log(min_p) if min_p else -2000.0,
                         BLOCK=min(BLOCK, max(16, triton.next_power_of_2(V))), num_warps=8)
     return out

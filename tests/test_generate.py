@@ -4,8 +4,11 @@ import warnings
 
 import numpy as np
 import pytest
+import reference_models
+from test_beams import KINDS, make
 
-from tinyllm import GPT, GPTConfig, Tensor, generate, manual_seed, no_grad, random, stream
+from tinyllm import BERT, GPT, BERTConfig, GPTConfig, Tensor, generate, manual_seed, no_grad, random, stream
+from tinyllm.text import CharTokenizer
 
 V = 11
 
@@ -168,3 +171,129 @@ def test_wrong_requests_are_explained():
             generate(gpt, [1], **length)
     with pytest.raises(ValueError, match="a seed is a whole number"):
         generate(gpt, [1], 3, seed=-1)
+
+
+# As transformers does
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
+@pytest.mark.parametrize("stop", [[], [3, 9, 17]], ids=["endless", "with ends"])
+def test_greedy_texts_are_those_of_transformers(name, stop):
+    """With prompts of different lengths: padding on the left, for T5's source on the right."""
+    model, reference = getattr(reference_models, name)()
+    padded = np.random.default_rng(0).integers(2, 23, (4, 6))
+    mask = np.arange(6) < np.array([6, 3, 1, 5])[:, None] if name == "t5" else np.arange(6) >= [[0], [3], [5], [1]]
+    padded[~mask] = 0
+    text = generate(model, [row[some].tolist() for row, some in zip(padded, mask)], 10, temperature=0, stop_tokens=stop,
+                    pad_token_id=0)
+    expected = reference_models.theirs_generate(reference, padded, mask, max_new_tokens=10, pad_token_id=0,
+                                                eos_token_id=stop or None)
+    np.testing.assert_array_equal(text, expected)
+    assert np.isin(text[:, -10:], stop).any() == bool(stop)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
+@pytest.mark.parametrize("lengths", [dict(max_length=7), dict(max_new_tokens=4), dict(max_length=3, max_new_tokens=5),
+                                     dict(max_length=12, min_length=9), dict(max_length=12, min_new_tokens=7),
+                                     dict(max_length=12, min_new_tokens=6, min_length=11)], ids=str)
+def test_lengths_are_counted_as_in_transformers(name, lengths):
+    """With its prompt for a GPT, with the start token for T5; new tokens win over lengths."""
+    model, reference = getattr(reference_models, name)()
+    ids = np.random.default_rng(3).integers(2, 23, (2, 3))
+    stop = np.unique(generate(model, ids, 10, temperature=0)[:, 5:]).tolist()       # ends early unless held back
+    text = generate(model, ids, temperature=0, stop_tokens=stop, pad_token_id=0, **lengths)
+    expected = reference_models.theirs_generate(reference, ids, eos_token_id=stop, pad_token_id=0, **lengths)
+    np.testing.assert_array_equal(text, expected)
+
+
+# Prompts of different lengths
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_is_not_there(kind):
+    """Each prompt writes what it writes alone. Long prompts do not fit into the context of 16 tokens from the first
+    token on, and the texts of all, those of encoder-decoders aside, outgrow it at different times.
+    """
+    new = 6 if kind in ("seq2seq", "t5") else 40
+    model = make(kind, dtype=None if kind == "n-gram" else np.float64)
+    prompts = [np.random.default_rng(i).integers(1, 23, n) for i, n in enumerate((3, 19, 1, 7, 7, 2))]
+    for use_cache in (True, False):
+        text = quiet(model, prompts, new, temperature=0, pad_token_id=0, use_cache=use_cache, stop_tokens=())
+        for row, prompt in zip(text, prompts):
+            alone = quiet(model, prompt, new, temperature=0, stop_tokens=())[0]
+            assert row[-new:].tolist() == alone[-new:].tolist()
+            assert hasattr(model, "read_source") or row.tolist() == [0] * (19 - len(prompt)) + alone.tolist()
+
+
+def test_samples_of_padded_prompts_are_the_same_too():
+    """Noise depends on the row: row 0 and its copies draw as they do alone."""
+    gpt = model(16)
+    text = generate(gpt, [[1, 2], [3, 4, 5, 6]], 6, seed=3, num_return_sequences=2, pad_token_id=0)
+    np.testing.assert_array_equal(text[:2, 2:], generate(gpt, [1, 2], 6, seed=3, num_return_sequences=2))
+    assert (text[:2, :2] == 0).all() and (text[2:, :4] == [3, 4, 5, 6]).all()
+
+
+def test_both_paths_write_the_same_behind_padding():
+    pytest.importorskip("triton", reason="the Triton path needs triton, which exists for Linux only")
+    for kind in ("llama", "transformer-lm", "lstm", "seq2seq"):
+        texts = [generate(make(kind, where, None), [[5, 6, 7], [8]], 4, temperature=0.7, top_p=0.9, min_p=0.01, seed=2,
+                          no_repeat_ngram_size=2, pad_token_id=0) for where in ("numpy", "triton")]
+        np.testing.assert_array_equal(*texts, err_msg=kind)
+
+
+# Ends
+
+def test_a_text_ends_with_its_stop_string():
+    """A batch of samples: each ends where its string is complete, also if that began in the prompt."""
+    gpt, tokenizer = model(64), CharTokenizer("abcdefghijk"[:V])
+    how = dict(max_new_tokens=30, seed=1, num_return_sequences=8, temperature=1.5)
+    free = [tokenizer.decode(row) for row in generate(gpt, [3, 4], **how)]
+    common = free[0][1:3]                           # starts within the prompt
+    strings = [common, free[1][9:11], free[2][4:7]]
+    text = generate(gpt, [3, 4], **how, stop_strings=strings, tokenizer=tokenizer, pad_token_id=0)
+    for row, whole in zip(text, free):
+        end = min([whole.find(s, 3 - len(s)) + len(s) for s in strings if whole.find(s, 3 - len(s)) >= 0] + [32])
+        written = tokenizer.decode(row)
+        assert written == (whole[:end] + "a" * 32)[:len(written)]
+    assert text.shape[1] <= 32 and free[0][1:3] == common
+    one = generate(gpt, [3, 4], 30, seed=1, temperature=1.5, stop_strings=common, tokenizer=tokenizer)
+    assert one.shape == (1, 3)
+
+
+def test_an_encoder_decoder_ends_with_its_own_token():
+    """Unless told otherwise; texts that are over are filled up with its padding, in a stream as well."""
+    t5, _ = reference_models.t5()
+    t5.config.eos_token_id = end = 2                # which does come
+    source = np.random.default_rng(0).integers(2, 23, (40, 4))
+    free = generate(t5, source, 12, temperature=0, stop_tokens=())
+    text = generate(t5, source, 12, temperature=0)
+    ends = [row.tolist().index(end) if end in row else 13 for row in free]
+    assert min(ends) < 12
+    for row, whole, n in zip(text, free, ends):
+        assert row.tolist() == (whole[:n + 1].tolist() + [0] * 13)[:len(row)]
+    np.testing.assert_array_equal(np.stack(list(stream(t5, source, 12, temperature=0)), axis=1), text[:, 1:])
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(repetition_penalty=0), "repetition_penalty must be above 0, not 0"),
+    (dict(no_repeat_ngram_size=-1), "no_repeat_ngram_size must be at least 0, not -1"),
+    (dict(min_length=5), "min_length and min_new_tokens keep stop tokens away, and there are none; add stop_tokens"),
+    (dict(min_new_tokens=-2), "min_new_tokens must be at least 0, not -2"),
+    (dict(stop_strings="x"), "stop_strings needs tokenizer=..., to read what the model writes"),
+    (dict(stop_strings=["x", ""], tokenizer=CharTokenizer("x")), "an empty stop string would end every text at once"),
+])
+def test_wrong_options_are_explained_before_anything_is_computed(options, message):
+    with pytest.raises(ValueError, match="generate: " + message):
+        stream(model(), [1], 3, **options)
+
+
+def test_prompts_and_models_that_do_not_fit_are_explained():
+    with pytest.raises(ValueError, match="the prompts have different lengths; say what shall fill them up"):
+        generate(model(), [[1, 2], [3]], 2)
+    with pytest.raises(ValueError, match=r"T at least 1, not \(0,\)"):
+        generate(model(), [[1, 2], []], 2)
+    with pytest.raises(ValueError, match="the prompt must be token ids, not float64"):
+        generate(model(), [[1, 2], [0.5]], 2)
+    with pytest.raises(ValueError, match="top_p above 0 and at most 1; got .*top_p=2"):
+        generate(model(), [1], 2, top_p=2)
+    bert = BERT(BERTConfig(vocab_size=5, hidden_size=4, num_hidden_layers=1, num_attention_heads=1))
+    with pytest.raises(ValueError, match=r"BERT has no next_logits\(\), so it cannot write"):
+        generate(bert, [1], 2)

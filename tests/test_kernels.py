@@ -178,7 +178,8 @@ def test_random_bits(seed, step, site):
 DRAWS = [dict(), dict(temperature=0), dict(temperature=0.3), dict(temperature=1e-40), dict(temperature=1e30),
          dict(temperature=1e-46, top_p=0.9), dict(temperature=1e-40, top_k=3), dict(top_k=1), dict(top_k=5),
          dict(top_k=10**6), dict(top_p=0.3), dict(top_p=0.9), dict(top_p=1e-6),
-         dict(top_k=7, top_p=0.8, temperature=2.0), dict(site=4)]
+         dict(top_k=7, top_p=0.8, temperature=2.0), dict(min_p=0.3), dict(min_p=1.0),
+         dict(top_k=9, top_p=0.9, min_p=0.1, temperature=1.5), dict(site=4)]
 
 
 @pytest.mark.parametrize("options", DRAWS)

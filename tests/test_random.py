@@ -160,7 +160,8 @@ def test_logits_are_a_row_per_text(shape):
 
 @pytest.mark.parametrize("options", [
     dict(), dict(temperature=0), dict(temperature=0.3), dict(temperature=1e-40), dict(top_k=1), dict(top_k=5),
-    dict(top_k=99), dict(top_p=0.3), dict(top_p=1e-6), dict(top_p=1), dict(top_k=7, top_p=0.8, temperature=2.0)])
+    dict(top_k=99), dict(top_p=0.3), dict(top_p=1e-6), dict(top_p=1), dict(top_k=7, top_p=0.8, temperature=2.0),
+    dict(min_p=0), dict(min_p=0.3), dict(min_p=1), dict(top_k=9, top_p=0.9, min_p=0.2, temperature=1.5)])
 def test_sample_is_what_its_composed_view_spells_out(options):
     for seed in range(10):
         logits, rng = normal(40, 23, seed=seed, size=2.0).astype(np.float32), np.array([seed, 5])

@@ -77,10 +77,10 @@ def test_gradients_by_random_directions(kind):
 def test_with_a_cache_or_without_the_same_tokens_come(kind):
     """float64: no two tokens are so close that the order of sums decides."""
     model = make(kind, np.float64)
-    cached, again = (model.greedy(SOURCE, 8, use_cache=cache) for cache in (True, False))
+    cached, again = (tinyllm.generate(model, SOURCE, 8, temperature=0, use_cache=cache) for cache in (True, False))
     np.testing.assert_array_equal(cached, again)
     for row, source in enumerate(SOURCE):
-        alone = model.greedy(source[source != 0][None], 8)[0]
+        alone = tinyllm.generate(model, source[source != 0], 8, temperature=0)[0]
         assert cached[row, :len(alone)].tolist() == alone.tolist()
 
 
@@ -93,7 +93,7 @@ def test_it_learns_by_heart(kind):
     step = train.training_step(model, optim.AdamW(model.parameters()), train.TrainConfig())
     (batch,) = data.windows(20)
     losses = [float(step([batch], 1e-2)[0][0]) for _ in range(200)]
-    written = model.greedy(batch[0], batch[1].shape[1])
+    written = tinyllm.generate(model, batch[0], batch[1].shape[1], temperature=0)[:, 1:]
     assert losses[0] > 2 and losses[-1] < 0.1, losses[-1]
     assert (written == batch[1])[batch[1] != -100].all()
 
@@ -107,7 +107,7 @@ def test_a_checkpoint_brings_it_back(kind, tmp_path):
     model = make(kind)
     checkpoint.save(tmp_path / "checkpoint-000001", model, optim.AdamW(model.parameters()), {"step": 1})
     again, _ = checkpoint.load_model(tmp_path)
-    np.testing.assert_array_equal(again.greedy(SOURCE, 6), model.greedy(SOURCE, 6))
+    np.testing.assert_array_equal(again(SOURCE, TARGETS.clip(0)).numpy(), model(SOURCE, TARGETS.clip(0)).numpy())
 
 
 # The layers are torch's
@@ -140,6 +140,46 @@ def test_layers_equal_torchs_with_its_weights(norm_first, activation):
         for name, p in other.named_parameters():
             np.testing.assert_allclose(dict(mine.named_parameters())[name].grad, p.grad.numpy(), atol=1e-10,
                                        err_msg=name)
+
+
+def transformer_lm(causal):
+    tinyllm.manual_seed(4)
+    return tinyllm.TransformerLM(tinyllm.TransformerLMConfig(
+        vocab_size=23, d_model=16, nhead=2, dim_feedforward=24, num_layers=3, dropout=0.0, causal=causal))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_transformer_lm_is_torchs_transformer_encoder(causal):
+    """Three layers and the last norm, with a causal or a key-padding mask: the loss, and every gradient."""
+    ours, ids = transformer_lm(causal).to("numpy", np.float64), SOURCE
+    targets = np.where(ids == 0, -100, (ids * 7 + 1) % 23)
+    layer = torch.nn.TransformerEncoderLayer(16, 2, 24, dropout=0.0, batch_first=True, dtype=torch.float64)
+    theirs = torch.nn.TransformerEncoder(layer, 3, torch.nn.LayerNorm(16, dtype=torch.float64),
+                                         enable_nested_tensor=False)
+    weights = {name: torch.from_numpy(array) for name, array in ours.state_dict().items()}
+    theirs.load_state_dict({name.removeprefix("encoder."): array for name, array in weights.items()
+                            if name.startswith("encoder.")})
+    table = weights["embedding.weight"].requires_grad_()
+    x = table[torch.from_numpy(ids)] * 4 + torch.from_numpy(transformer.sinusoids(ids.shape[1], 16))
+    mask = torch.nn.Transformer.generate_square_subsequent_mask(ids.shape[1], dtype=torch.float64)
+    x = theirs(x, mask=mask, is_causal=True) if causal else theirs(x, src_key_padding_mask=torch.from_numpy(ids == 0))
+    loss = torch.nn.functional.cross_entropy((x @ table.T).flatten(0, 1), torch.from_numpy(targets).flatten())
+    loss.backward()
+    mine = ours.loss(ids, targets)
+    mine.backward()
+    assert mine.item() == pytest.approx(loss.item(), rel=1e-12)
+    gradients = {"embedding.weight": table.grad} | {f"encoder.{n}": p.grad for n, p in theirs.named_parameters()}
+    assert set(gradients) == set(ours.state_dict())
+    for name, p in ours.named_parameters():
+        np.testing.assert_allclose(p.grad, gradients[name].numpy(), atol=1e-10, err_msg=name)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_transformer_lm_is_the_same_on_both_paths_and_has_the_slopes_of_finite_differences(causal):
+    targets = np.where(SOURCE == 0, -100, (SOURCE * 7 + 1) % 23)
+    model = transformer_lm(causal).to("numpy", np.float64)
+    check_random_directions(model, lambda: model.loss(SOURCE, targets))
+    check_two_paths(lambda where, dtype: transformer_lm(causal).to(where, dtype), [(SOURCE, targets)])
 
 
 @pytest.mark.parametrize("projection, tied", [("relu", True), ("gated-gelu", False)])

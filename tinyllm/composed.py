@@ -30,6 +30,12 @@ def linear(x, weight, bias=None):
     return y if bias is None else y + bias
 
 
+def linear_int8(x, weight, scale, bias=None):
+    """x W^T + b with W = scale * w"""
+    ops = backend.of(weight)
+    return linear(x, _constant(ops.to_numpy(weight) * ops.to_numpy(scale)[:, None], x), bias)
+
+
 def linear_gelu(x, weight, bias=None):
     """gelu(x W^T + b)"""
     return gelu(linear(x, weight, bias), approximate="tanh")
@@ -98,10 +104,17 @@ def _exp_and_sum(x):
 
 def attention(q, k, v, bias=None, key_start=None, key_end=None, *, causal=False, scale=None, dropout=0.0):
     """softmax(q k^T * scale + bias, forbidden keys at -inf) v"""
-    (B, T, H, D), S, groups = q.shape, k.shape[1], q.shape[2] // k.shape[2]
-    share = np.repeat(np.arange(k.shape[2]), groups)                        # the key head of each query head
-    q, k, v = (x.permute(0, 2, 1, 3) for x in (q, k[:, :, share], v[:, :, share]))      # (B, H, T or S, D)
-    scores = q @ k.transpose(2, 3) * (D ** -0.5 if scale is None else scale)            # (B, H, T, S)
+    p = attention_weights(q, k, bias, key_start, key_end, causal=causal, scale=scale)   # (B, H, T, S)
+    if dropout:
+        p = F.dropout(p, dropout)
+    return (p @ _every_head(v, q)).permute(0, 2, 1, 3)                      # (B, T, H, D)
+
+
+def attention_weights(q, k, bias=None, key_start=None, key_end=None, *, causal=False, scale=None):
+    """How much each query looks at each key, q (B, T, H, D) and k (B, S, K, D) -> (B, H, T, S): attention() without v"""
+    (B, T, H, D), S = q.shape, k.shape[1]
+    scores = q.permute(0, 2, 1, 3) @ _every_head(k, q).transpose(2, 3)      # (B, H, T, S)
+    scores = scores * (D ** -0.5 if scale is None else scale)
     if bias is not None:
         scores = scores + bias
     i, j = np.arange(T)[:, None], np.arange(S)
@@ -110,10 +123,13 @@ def attention(q, k, v, bias=None, key_start=None, key_end=None, *, causal=False,
         allowed = allowed & (j >= np.asarray(key_start)[:, None, None, None])
     if key_end is not None:
         allowed = allowed & (j < np.asarray(key_end)[:, None, None, None])
-    p = softmax(where(allowed, scores, _constant(np.array(-np.inf), scores)))
-    if dropout:
-        p = F.dropout(p, dropout)
-    return (p @ v).permute(0, 2, 1, 3)                                      # (B, T, H, D)
+    return softmax(where(allowed, scores, _constant(np.array(-np.inf), scores)))
+
+
+def _every_head(x, q):
+    """Keys or values (B, S, K, D) for each of the H heads of q: (B, H, S, D); H/K of them share a head of x"""
+    share = np.repeat(np.arange(x.shape[2]), q.shape[2] // x.shape[2])
+    return x[:, :, share].permute(0, 2, 1, 3)
 
 
 def self_attention(qkv, key_start=None, key_end=None, *, n_head, causal=True, scale=None, dropout=0.0):
@@ -216,11 +232,12 @@ def linear_cross_entropy(x, weight, targets, ignore_index=-100, reduction="mean"
     return cross_entropy(linear(x, weight), targets, ignore_index, reduction, label_smoothing)
 
 
-def sample(logits, temperature=1.0, top_k=None, top_p=None, rng=None):
+def sample(logits, temperature=1.0, top_k=None, top_p=None, min_p=None, rng=None):
     """argmax of logits / temperature + Gumbel noise over the tokens kept: a draw from their softmax (Gumbel 1954)
 
     Top-k keeps a token if fewer than k are better. Of what it leaves, top-p keeps one if the better ones do not have
-    the mass p yet (Holtzman et al. 2019, eq. 2). There is nothing to differentiate: in NumPy and float64.
+    the mass p yet (Holtzman et al. 2019, eq. 2), and min-p what is at least min_p times as likely as the best. There is
+    nothing to differentiate: in NumPy and float64.
     """
     rng, site = random.draw() if rng is None else (rng, 0)
     z = (logits.numpy() if isinstance(logits, Tensor) else np.asarray(logits)).astype(np.float64)   # (B, V)
@@ -231,6 +248,9 @@ def sample(logits, temperature=1.0, top_k=None, top_p=None, rng=None):
     if top_p is not None:
         p = softmax(Tensor(np.where(kept, z / temperature, -np.inf))).numpy()
         kept &= np.where(better, p[:, None, :], 0).sum(axis=-1) < top_p
+    if min_p:
+        p = softmax(Tensor(z / temperature)).numpy()
+        kept &= p >= min_p * p.max(axis=-1, keepdims=True)
     bits = backend.get("numpy").bits_of_rows(rng, z.shape, site)
     noise = -np.log(-np.log(((bits >> np.uint32(9)) + 0.5) * 2**-23))       # 23 bits: a number inside (0, 1)
     return np.where(kept, z / temperature + noise, -np.inf).argmax(axis=-1)

@@ -8,7 +8,8 @@ class Config:
     """What the configurations share. A subclass is a dataclass; its further rules stand in its check().
 
     A field of type int must be a whole number of at least 1, or of at least 0 if its name stands in FROM_ZERO; one of
-    type int | None may be None, too. Those in PROBABILITIES go from 0 to below 1.
+    type int | None may be None, too. One of type float must be a number, one of type bool True or False. Those in
+    PROBABILITIES go from 0 to below 1.
     """
 
     FROM_ZERO: ClassVar[tuple] = ()
@@ -21,6 +22,10 @@ class Config:
             if field.type is int or field.type == int | None and value is not None:
                 self.need(field.name, isinstance(value, Integral) and value >= least,
                           f"a whole number, at least {least}")
+            elif field.type is float and field.name not in self.PROBABILITIES:
+                self.need(field.name, isinstance(value, Real), "a number")
+            elif field.type is bool:
+                self.need(field.name, isinstance(value, bool), "True or False")
         for name in self.PROBABILITIES:
             value = getattr(self, name)
             self.need(name, isinstance(value, Real) and 0 <= value < 1, "a probability, from 0 to below 1")

@@ -1,82 +1,180 @@
-"""Generation: draw a token, append it, and ask the model again."""
+"""Generation: ask the model what comes next, choose a token, append it, and ask again.
+
+One loop, `_write`, serves single texts, batches, several samples of a prompt, streaming and beams. Each round has two
+steps:
+
+    logits = reader(texts)                          what the model thinks of every next token: (B, T) -> (B, V)
+    rows, tokens = chooser(logits, texts, step)     text i goes on from texts[rows[i]], with tokens[i]
+
+The Sampler at the end of this file lets every text go on with a token drawn for it; Beams (beam.py) drop some texts and
+split others. Both first let the rules of warpers.py change the logits. What a user can ask for stands in options.py.
+"""
+import sys
 import warnings
 
 import numpy as np
 
-from . import backend, random
+from . import backend
 from . import functional as F
+from .beam import Beams
 from .modes import no_grad
+from .options import Options, need
+from .quantize import quantized
 from .tensor import Tensor
+from .warpers import ends, unpadded, warper
 
 
-def stream(model, ids, max_new_tokens=None, *, max_length=None, temperature=1.0, top_k=None, top_p=None, seed=None,
-           stop_tokens=(), num_return_sequences=1, use_cache=True):
+def stream(model, ids, max_new_tokens=None, **options):
     """Yield the new tokens as they come: each time an int64 array (B * num_return_sequences,), one token per text.
 
-    ids: the prompt, (T,) or (B, T) token ids, at least one. max_new_tokens, or max_length for prompt and answer
-    together. temperature, top_k, top_p: see ops/sample.py; temperature 0 always takes the most likely token. The same
-    seed gives the same text; without one, every call draws another, which tinyllm.manual_seed() decides. A text that
-    drew one of stop_tokens (one id, or several) is over: it repeats that token until all texts are over.
-    use_cache=False computes all positions again for each token: slower, same result.
+    ids: the prompt, (T,) or (B, T) token ids, at least one; or a list of prompts of any lengths. An encoder-decoder
+    reads them as its source, and its texts begin behind the start token. options: see Options. A text that is over is
+    filled up until all texts are over. Beam search cannot be streamed: until its end it may take back every token.
     """
-    text = _prompt(ids, num_return_sequences)                           # (B, T)
-    if max_new_tokens is None and max_length is None:
-        raise ValueError("generate: say how much to write, with max_new_tokens or max_length")
-    steps = max_length - text.shape[1] if max_new_tokens is None else max_new_tokens
-    if (max_new_tokens or 0) < 0 or (max_length or 0) < 0:
-        raise ValueError(f"generate: max_new_tokens={max_new_tokens} and max_length={max_length} must not be negative")
-    seed = random.new_seed() if seed is None else random.check_seed(seed)
-    stop_tokens = [stop_tokens] if isinstance(stop_tokens, (int, np.integer)) else list(stop_tokens)
-    with model.evaluating():
-        yield from _tokens(model, text, steps, use_cache, stop_tokens,
-                           lambda logits, step: F.sample(logits, temperature, top_k, top_p, np.array([seed, step])))
+    o = Options(max_new_tokens, **options)
+    need(o.num_beams == 1, "beam search knows its text only at the end, so stream() has nothing to show; use "
+         "generate(), or num_beams=1")
+    return _write(model, *_start(model, ids, o))
 
 
 def generate(model, ids, max_new_tokens=None, **options):
-    """The prompt and what follows it: (B * num_return_sequences, T + new) int64. The options are those of stream()."""
-    text = _prompt(ids, options.get("num_return_sequences", 1))
-    new = list(stream(model, ids, max_new_tokens, **options))
-    return np.concatenate([text, *(tokens[:, None] for tokens in new)], axis=1)
+    """The prompts and what follows them: (B * num_return_sequences, T + new) int64; texts of a prompt stand together.
+
+    Arguments as for stream(). Short prompts are filled up on the left. For an encoder-decoder, the start token and what
+    follows it: (B * num_return_sequences, 1 + new).
+    """
+    o = Options(max_new_tokens, **options)
+    reader, chooser, texts, steps = _start(model, ids, o)
+    new = [tokens[:, None] for tokens in _write(model, reader, chooser, texts, steps)]
+    if o.num_beams == 1:
+        return np.concatenate([texts, *new], axis=1)
+    if not new:                     # no token may come: the prompts, as often as asked for
+        return texts[np.arange(len(texts)) % o.num_beams < o.num_return_sequences]
+    return chooser.texts()
 
 
-def _prompt(ids, copies):
-    """The prompt as (B * copies, T); the copies of one prompt stand together."""
-    ids = np.atleast_2d(ids.numpy() if isinstance(ids, Tensor) else np.asarray(ids))
-    if ids.ndim != 2 or ids.size == 0:
-        raise ValueError(f"generate: the prompt must be (T,) or (B, T) token ids with T at least 1, not {ids.shape}; "
-                         "a text can start with a newline's token")
-    if ids.dtype.kind not in "iu":
-        raise ValueError(f"generate: the prompt must be token ids, not {ids.dtype}; a text becomes ids with "
-                         "tokenizer.encode(text)")
-    if copies < 1:
-        raise ValueError(f"generate: num_return_sequences must be at least 1, not {copies}")
-    return np.repeat(ids.astype(np.int64), copies, axis=0)
+def _write(model, reader, chooser, texts, steps):
+    """The loop: texts (B, T); yields the new tokens (B,) of each round."""
+    with model.evaluating():
+        for step in range(steps):
+            rows, tokens = chooser(reader(texts), texts, step)
+            if rows is not None:
+                texts = texts[rows]
+                reader.reorder(rows)
+            texts = np.concatenate([texts, tokens[:, None]], axis=1)
+            yield tokens
+            if chooser.done:
+                return
 
 
-def _tokens(model, text, steps, use_cache, stop_tokens, choose):
-    """The loop. `start` is where the text that the model sees begins; the cache holds the positions from there on."""
-    context, start, cache, seen = model.config.n_positions, 0, None, 0
-    over = np.zeros(len(text), bool)
-    for step in range(steps):
-        if text.shape[1] - start > context:
-            if start == 0:
-                warnings.warn_explicit(     # one line, without a line of our source under it
-                    f"the text has outgrown the context of {context} tokens; the model now sees only its last "
-                    f"{context // 2} to {context}", UserWarning, "tinyllm.generate", 0)
-            start, cache = text.shape[1] - max(1, context // 2), None       # half, so that a refill is rare
+def _start(model, ids, o):
+    """The reader, the chooser, the texts that they begin with, and how many tokens may come."""
+    prompts, copies = _prompts(ids), o.num_beams if o.num_beams > 1 else o.num_return_sequences
+    model = quantized(model) if o.quantize else model
+    if hasattr(model, "read_source"):       # an encoder-decoder: the prompt is read once, the texts begin behind it
+        c = model.config
+        with model.evaluating(), no_grad():
+            model, context = model.read_source(_filled_up(prompts, c.pad_token_id, "right"), copies), sys.maxsize
+        prompts = [[c.decoder_start_token_id]] * len(prompts)
+    else:
+        need(hasattr(model, "next_logits"), f"{type(model).__name__} has no next_logits(), so it cannot write; take a "
+             "model such as GPT")
+        c, context = model.config, model.config.n_positions
+    T = max(map(len, prompts))
+    o.complete(c, T)
+    texts = np.repeat(_filled_up(prompts, o.pad_token_id, "left"), copies, axis=0)          # (B, T)
+    padding = np.repeat([T - len(prompt) for prompt in prompts], copies)                    # (B,)
+    steps = max(0, o.max_length - T if o.max_new_tokens is None else o.max_new_tokens)
+    reader = Reader(model, padding, context, T + steps, o.use_cache)
+    return reader, Beams(o, padding, steps) if o.num_beams > 1 else Sampler(o, padding), texts, steps
+
+
+def _prompts(ids):
+    """The prompts, one int64 array (T,) each."""
+    ids = ids.numpy() if isinstance(ids, Tensor) else ids
+    ragged = isinstance(ids, (list, tuple)) and len({np.shape(row) for row in ids}) > 1
+    rows = [np.asarray(row) for row in ids] if ragged else np.atleast_2d(np.asarray(ids))
+    for row in rows if len(rows) else [rows]:
+        need(row.ndim == 1 and row.size > 0, "the prompt must be (T,) or (B, T) token ids with T at least 1, not "
+             f"{row.shape if ragged else rows.shape}; a text can start with a newline's token")
+        need(row.dtype.kind in "iu", f"the prompt must be token ids, not {row.dtype}; a text becomes ids with "
+             "tokenizer.encode(text)")
+    return [row.astype(np.int64) for row in rows]
+
+
+def _filled_up(prompts, pad_token_id, side):
+    """Prompts of any lengths as one array (B, T)."""
+    T = max(map(len, prompts))
+    need(pad_token_id is not None or all(len(prompt) == T for prompt in prompts), "the prompts have different lengths; "
+         "say what shall fill them up, with pad_token_id=0, for example: no text looks at it")
+    out = np.full((len(prompts), T), pad_token_id or 0)
+    for row, prompt in zip(out, prompts):
+        row[slice(len(prompt)) if side == "right" else slice(T - len(prompt), T)] = prompt
+    return out
+
+
+class Reader:
+    """Asks the model about the texts, each time about what it has not seen yet.
+
+    starts (B,): where that begins which the model sees of each text. At first, that is behind its padding. When a text
+    has outgrown the context, it is half a context before its end, and the cache begins anew: half, so that this is
+    rare. The cache holds the positions from the smallest start on.
+    """
+
+    def __init__(self, model, padding, context, length, use_cache):
+        self.model, self.starts, self.context, self.length = model, padding, context, min(context, length)
+        self.use_cache, self.cache, self.seen, self.warned = use_cache, None, 0, False
+
+    def __call__(self, texts):
+        """The logits of the token after each text: (B, T) -> (B, V)"""
+        T = texts.shape[1]
+        outgrown = T - self.starts > self.context
+        if outgrown.any():
+            self._warn()
+            self.starts, self.cache = np.where(outgrown, T - max(1, self.context // 2), self.starts), None
+        first = self.starts.min()
+        key_start = self.starts - first if self.starts.max() > first else None              # None: all alike
         with no_grad():
-            if use_cache:
-                if cache is None:
-                    cache, seen = model.new_cache(len(text)), start
-                logits = model.next_logits(text[:, seen:], cache)           # (B, V), from the positions not yet seen
-                seen = text.shape[1]
-            else:
-                logits = model.next_logits(text[:, start:])
-        new = choose(logits, step)                                          # (B,)
+            if not self.use_cache:
+                return self.model.next_logits(texts[:, first:], None, key_start)
+            if self.cache is None:
+                self.cache, self.seen = self.model.new_cache(len(texts), self.length), first
+            new, self.seen = texts[:, self.seen:], T
+            return self.model.next_logits(new, self.cache, key_start)
+
+    def reorder(self, rows):
+        """From now on, text i is what text rows[i] was; rows (B,). Both belong to one prompt, and begin alike."""
+        if self.cache is not None and (rows != np.arange(len(rows))).any():
+            with no_grad():
+                self.model.reorder_cache(self.cache, rows)
+
+    def _warn(self):
+        if not self.warned:
+            warnings.warn_explicit(         # one line, without a line of our source under it
+                f"the text has outgrown the context of {self.context} tokens; the model now sees only its last "
+                f"{self.context // 2} to {self.context}", UserWarning, "tinyllm.generate", 0)
+        self.warned = True
+
+
+class Sampler:
+    """Lets every text go on with a token drawn for it; one that is over is filled up until all are."""
+
+    def __init__(self, options, padding):
+        self.o, self.padding, self.warp = options, padding, warper(options, padding)
+        self.over, self.done = np.zeros(len(padding), bool), False
+
+    def __call__(self, logits, texts, step):
+        """logits (B, V) after texts (B, T) -> None, which is every row, and tokens (B,)"""
+        o, logits = self.o, logits.data
+        if self.warp:
+            logits = self.warp(backend.of(logits).to_numpy(logits), texts)
+            need((logits[~self.over] > -np.inf).any(axis=1).all(), "the rules (no_repeat_ngram_size, min_length, "
+                 f"suppress_tokens) leave no token as number {step + 1}; loosen one")
+        new = F.sample(logits, o.temperature, o.top_k, o.top_p, o.min_p, rng=np.array([o.seed, step]))
         new = backend.of(new).to_numpy(new)
-        new = np.where(over, text[:, -1], new)
-        text = np.concatenate([text, new[:, None]], axis=1)
-        yield new
-        over |= np.isin(new, stop_tokens)
-        if over.all():
-            return
+        new = np.where(self.over, texts[:, -1] if o.pad_token_id is None else o.pad_token_id, new)
+        live = np.flatnonzero(~self.over)
+        longer = np.concatenate([texts, new[:, None]], axis=1)
+        self.over[live] = ends(o, unpadded(longer[live], self.padding[live]))
+        self.done = self.over.all()
+        return None, new

@@ -1,4 +1,4 @@
-"""Two switches for the tape: whether it records, and whether it looks for NaN."""
+"""Three switches: whether the tape records, whether it looks for NaN, and whether attention can be watched."""
 import contextlib
 
 import numpy as np
@@ -7,6 +7,7 @@ from . import backend, shapes
 
 recording = True
 anomaly = False
+attention_maps = None               # a list while somebody watches
 
 
 @contextlib.contextmanager
@@ -31,6 +32,21 @@ def detect_anomaly():
         yield
     finally:
         anomaly = before
+
+
+@contextlib.contextmanager
+def watch_attention():
+    """Inside `with watch_attention() as maps:` each attention that is computed appends its weights to the list `maps`.
+
+    They are NumPy arrays (B, H, T, S): for each head, how much each of T queries looks at each of S keys. Layers come in
+    the order in which they run. The weights are computed once more for it, without dropout: to look at, not to train.
+    """
+    global attention_maps
+    before, attention_maps = attention_maps, []
+    try:
+        yield attention_maps
+    finally:
+        attention_maps = before
 
 
 def refuse_nan(name, what, arrays, input_shapes):

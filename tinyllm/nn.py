@@ -35,8 +35,8 @@ class Module:
         yield from (value for _, value in _parts(vars(self), "", {id(self)}) if isinstance(value, Module))
 
     def state_dict(self):
-        """name -> NumPy array, a copy of every parameter."""
-        return {name: np.array(p.numpy()) for name, p in self.named_parameters()}
+        """name -> NumPy array, a copy of every parameter, row by row: what writes it to a file reads its memory."""
+        return {name: np.array(p.numpy(), order="C") for name, p in self.named_parameters()}
 
     def load_state_dict(self, state):
         """Copy arrays into the parameters of the same names;
@@ -103,15 +103,26 @@ def _parts(container, prefix, seen):
             yield from _parts(value, f"{prefix}{key}.", seen)
 
 
+def parameter(shape, start):
+    """A parameter of this shape that begins with the array start(), or, in random.no_initial_weights(), without.
+
+    Then it is a single zero, repeated with a stride of 0 bytes: it takes no memory, and cannot be written to.
+    """
+    if random.initialising():
+        return Tensor(start(), requires_grad=True)
+    placeholder = Tensor._of(np.broadcast_to(np.float32(0), shape))
+    placeholder.requires_grad = True
+    return placeholder
+
+
 def normal(*shape, std=0.02):
     """A parameter of normally distributed numbers with mean 0."""
-    values = random.weights().standard_normal(shape, dtype=np.float32) * np.float32(std)
-    return Tensor(values, requires_grad=True)
+    return parameter(shape, lambda: random.weights().standard_normal(shape, dtype=np.float32) * np.float32(std))
 
 
-def full(size, value):
-    """A parameter vector of equal numbers."""
-    return Tensor(np.full(size, value, np.float32), requires_grad=True)
+def full(shape, value):
+    """A parameter of equal numbers; shape: that of a vector may be its size."""
+    return parameter(shape, lambda: np.full(shape, value, np.float32))
 
 
 class Linear(Module):
@@ -122,8 +133,8 @@ class Linear(Module):
 
     def __init__(self, in_features, out_features, bias=True):
         bound = 1 / math.sqrt(in_features)
-        uniform = lambda *shape: Tensor(random.weights().uniform(-bound, bound, shape).astype(np.float32),
-                                        requires_grad=True)
+        uniform = lambda *shape: parameter(
+            shape, lambda: random.weights().uniform(-bound, bound, shape).astype(np.float32))
         self.weight = uniform(out_features, in_features)
         self.bias = uniform(out_features) if bias else None
 
@@ -236,6 +247,11 @@ class KVCache:
         backend.of(self.k).kv_append(self.k, self.v, k.data, v.data, position=self.used)
         self.used = end
         return Tensor._of(self.k[:, :end]), Tensor._of(self.v[:, :end])
+
+    def reorder(self, rows):
+        """Let row i go on from what row rows[i] holds: rows (B,) integers."""
+        ops = backend.of(self.k)
+        ops.kv_reorder(self.k, self.v, ops.from_numpy(rows), length=self.used)
 
 
 class MLP(Module):

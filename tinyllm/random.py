@@ -1,10 +1,13 @@
 """Where randomness starts: one seed for initial weights, dropout and sampling."""
+import contextlib
+
 import numpy as np
 
 from . import ops
 
 _state = {"seed": 0, "step": 0, "site": 0}
 _weights = np.random.default_rng(0)
+_initialising = True
 
 
 def manual_seed(seed):
@@ -24,6 +27,25 @@ def check_seed(seed):
 def weights():
     """The NumPy generator that initial weights are drawn from."""
     return _weights
+
+
+@contextlib.contextmanager
+def no_initial_weights():
+    """Inside, new parameters have a shape and no numbers, and nothing is drawn: a file will bring them (pretrained.py).
+
+    For GPT-2 small, drawing takes seconds, and half as much memory again as the model.
+    """
+    global _initialising
+    before, _initialising = _initialising, False
+    try:
+        yield
+    finally:
+        _initialising = before
+
+
+def initialising():
+    """Whether new parameters begin with numbers: True outside of no_initial_weights()."""
+    return _initialising
 
 
 def draw():

@@ -19,6 +19,7 @@ import numpy as np
 from .. import functional as F
 from ..config import Config
 from ..nn import Dropout, Embedding, LayerNorm, Linear, Module, full, normal
+from ..pretrained import Pretrained
 from .inputs import lengths, token_ids
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu_new": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
@@ -86,11 +87,13 @@ class Layer(Module):
         return self.output["LayerNorm"].add(x, y)[1]
 
 
-class BERTModel(Module):
+class BERTModel(Module, Pretrained):
     """The trunk, without a head: a vector for each token, which knows all the text around it.
 
     pooler: whether pool() shall exist, which makes one vector of them.
     """
+
+    config_class = BERTConfig
 
     def __init__(self, config, pooler=True):
         self.config, C = config, config.hidden_size
@@ -149,14 +152,16 @@ def initialise(model, config):
         if p.ndim == 2:
             p.data = normal(*p.shape, std=config.initializer_range).data
         elif name.endswith("bias"):
-            p.data = np.zeros(p.shape, np.float32)
+            p.data = full(p.shape, 0).data
 
 
-class BERT(Module):
+class BERT(Module, Pretrained):
     """BERT as it learns from text alone: the trunk, and a head that says which tokens were hidden.
 
     Hugging Face's BertForMaskedLM. model(ids) gives, at every position, the logits of the token that belongs there.
     """
+
+    config_class = BERTConfig
 
     def __init__(self, config):
         self.config, C = config, config.hidden_size
@@ -200,11 +205,13 @@ class BERT(Module):
         return {"model_type": "bert", **dataclasses.asdict(self.config)}
 
 
-class FineTuned(Module):
+class FineTuned(Module, Pretrained):
     """What the models for other tasks share. A trained trunk comes in by its names:
 
     model.load_state_dict(model.state_dict() | {n: a for n, a in bert.state_dict().items() if n.startswith("bert.")})
     """
+
+    config_class = BERTConfig
 
     def loss(self, ids, targets, reduction="mean", attention_mask=None, token_type_ids=None):
         """Cross-entropy in nats: ids (B, T), targets as the logits but without the classes (-100: none) -> scalar"""

@@ -19,7 +19,8 @@ import numpy as np
 
 from .. import functional as F
 from ..config import Config
-from ..nn import MLP, Dropout, Embedding, KVCache, LayerNorm, Linear, Module, MultiHeadAttention, RMSNorm, normal
+from ..nn import MLP, Dropout, Embedding, KVCache, LayerNorm, Linear, Module, MultiHeadAttention, RMSNorm, full, normal
+from ..pretrained import Pretrained
 from .inputs import token_ids
 from .llama import GatedMLP, GroupedAttention
 
@@ -105,14 +106,16 @@ class Block(Module):
         self.mlp = (MLP if c.mlp == "gelu" else GatedMLP)(c.n_embd, c.n_inner, c.bias)
         self.drop = Dropout(c.resid_pdrop)
 
-    def forward(self, x, cache=None):
-        a = self.drop(self.attn(self.ln_1(x), cache))       # (B, T, C)
+    def forward(self, x, cache=None, key_start=None):
+        a = self.drop(self.attn(self.ln_1(x), cache, key_start))        # (B, T, C)
         x, normed = self.ln_2.add(x, a)                     # x = x + a, and its norm
         return x + self.drop(self.mlp(normed))
 
 
-class GPT(Module):
+class GPT(Module, Pretrained):
     """A causal language model: model(ids) gives, at every position, the logits of the token that comes next."""
+
+    config_class = GPTConfig
 
     def __init__(self, config):
         self.config = c = config
@@ -134,10 +137,14 @@ class GPT(Module):
             elif p.ndim == 2:
                 p.data = normal(*p.shape, std=self.config.initializer_range).data
             elif name.endswith("bias"):
-                p.data = np.zeros(p.shape, np.float32)
+                p.data = full(p.shape, 0).data
 
-    def hidden(self, ids, cache=None):
-        """The stream after the last norm: ids (B, T) -> (B, T, C)"""
+    def hidden(self, ids, cache=None, key_start=None):
+        """The stream after the last norm: ids (B, T) -> (B, T, C)
+
+        cache: from new_cache(); the ids continue what it holds. key_start (B,): where each row's text begins, counted
+        from the first position of the cache, or of ids; before it stands padding, which nobody looks at.
+        """
         B, T = ids.shape
         start = cache[0].used if cache else 0
         if start + T > self.config.n_positions:
@@ -145,10 +152,13 @@ class GPT(Module):
                              "give it the last part of the text")
         x = self.wte(ids)                                                   # (B, T, C)
         if self.wpe is not None:
-            x = x + self.wpe(np.arange(start, start + T))                   # + (T, C)
+            positions = np.arange(start, start + T)
+            if key_start is not None:                   # of each row by itself, from the first token of its text on
+                positions = np.maximum(positions - key_start[:, None], 0)   # (B, T)
+            x = x + self.wpe(positions)                                     # + (T, C) or (B, T, C)
         x = self.drop(x)
         for i, block in enumerate(self.h):
-            x = block(x, cache[i] if cache else None)
+            x = block(x, cache[i] if cache else None, key_start)
         return self.ln_f(x)
 
     def forward(self, ids, cache=None):
@@ -163,15 +173,20 @@ class GPT(Module):
         x, targets = self.hidden(token_ids("GPT", ids)), token_ids("GPT", targets)
         return F.linear_cross_entropy(x, self.lm_head.weight, targets, ignore_index, reduction)
 
-    def next_logits(self, ids, cache=None):
-        """The logits after the last position only: ids (B, T) -> (B, V); for generation."""
-        return F.linear(self.hidden(token_ids("GPT", ids), cache)[:, -1], self.lm_head.weight)
+    def next_logits(self, ids, cache=None, key_start=None):
+        """The logits after the last position only: ids (B, T) -> (B, V); for generation. See hidden()."""
+        return F.linear(self.hidden(token_ids("GPT", ids), cache, key_start)[:, -1], self.lm_head.weight)
 
     def new_cache(self, batch, length=None):
         """An empty KV cache for `batch` texts of up to `length` tokens (default: n_positions)."""
         c = self.config
         shape = (batch, length or c.n_positions, c.n_kv_head or c.n_head, c.n_embd // c.n_head)     # (B, S, K, D)
         return [KVCache(*shape, self.wte.weight.data) for _ in self.h]
+
+    def reorder_cache(self, cache, rows):
+        """Let text i go on from what the cache holds of text rows[i]: rows (B,); for beam search."""
+        for layer in cache:
+            layer.reorder(rows)
 
     def flops_per_token(self, context=None):
         """Floating-point operations of one training step per token (forward and backward), estimated.

@@ -36,8 +36,11 @@ class GroupedAttention(Module):
         self.c_attn = Linear(n_embd, (n_head + 2 * n_kv_head) * self.head_size, bias)      # q, k and v in one product
         self.c_proj = Linear(n_embd, n_embd, bias)
 
-    def forward(self, x, cache=None):
-        """(B, T, C) -> (B, T, C); with a cache, x continues the positions that the cache holds."""
+    def forward(self, x, cache=None, key_start=None):
+        """(B, T, C) -> (B, T, C); with a cache, x continues the positions that the cache holds.
+
+        Positions before key_start (B,) are padding. The angles count them: only the distance of two positions matters.
+        """
         B, T, C = x.shape
         H, K = self.n_head, self.n_kv_head
         heads = self.c_attn(x).reshape(B, T, H + 2 * K, self.head_size)
@@ -47,7 +50,7 @@ class GroupedAttention(Module):
         q, k = F.split(qk, [H, K], axis=2)
         if cache is not None:
             k, v = cache.append(k, v)           # keys are kept turned: their positions do not change any more
-        y = F.attention(q, k, v, causal=True, dropout=self.dropout if self.training else 0.0)
+        y = F.attention(q, k, v, None, key_start, causal=True, dropout=self.dropout if self.training else 0.0)
         return self.c_proj(y.reshape(B, T, C))
 
     def _rotate(self, x, start):

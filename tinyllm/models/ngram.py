@@ -182,19 +182,32 @@ class NGram(Module):
         ids = self._checked("ids", ids, 2)
         return Tensor(np.log(self._distributions(ids, ids.shape[1])).astype(np.float32))
 
-    def next_logits(self, ids, cache=None):
+    def next_logits(self, ids, cache=None, key_start=None):
         """The logits after the last position only: ids (B, T) -> (B, V) float32; for generation.
 
-        cache: from new_cache(); it keeps the last n - 1 tokens, in front of which the next call's ids are put.
+        cache: from new_cache(); it keeps the last n - 1 tokens, behind which the next call's ids are put, and the
+        number of all. key_start (B,): where each row's text begins, counted from the first position of the cache, or
+        of ids; before it stands padding.
         """
         ids = self._checked("ids", ids, 2)
+        before, seen = cache or (ids[:, :0], 0)
+        ids, seen = np.concatenate([before, ids], axis=1), seen + ids.shape[1]
         if cache is not None:
-            ids = cache[0] = np.concatenate([cache[0], ids], axis=1)[:, -max(1, self.config.order - 1):]
-        return Tensor(np.log(self._distributions(ids, 1)[:, 0]).astype(np.float32))
+            cache[:] = ids[:, -max(1, self.config.order - 1):], seen
+        B, T = ids.shape
+        begins = np.zeros(B, int) if key_start is None else np.maximum(key_start - (seen - T), 0)   # in ids
+        p = np.empty((B, self.config.vocab_size))
+        for begin in np.unique(begins):                         # rows with as much text look it up together
+            p[begins == begin] = self._distributions(ids[begins == begin, begin:], 1)[:, 0]
+        return Tensor(np.log(p).astype(np.float32))
 
     def new_cache(self, batch, length=None):
-        """An empty cache for `batch` texts: a list with the tokens seen, (B, 0) so far; `length` changes nothing."""
-        return [np.zeros((batch, 0), np.int64)]
+        """An empty cache for `batch` texts: a list with the last tokens seen, (B, 0) so far, and the number of all."""
+        return [np.zeros((batch, 0), np.int64), 0]
+
+    def reorder_cache(self, cache, rows):
+        """Let text i go on from what the cache holds of text rows[i]: rows (B,); for beam search."""
+        cache[0] = cache[0][rows]
 
     def loss(self, ids, targets, reduction="mean", ignore_index=-100):
         """Cross-entropy in nats per token: ids and targets (B, T) -> scalar, or (B, T) with reduction="none".

@@ -15,6 +15,8 @@ time). The state need not start from zeros there: windows that follow each other
 import dataclasses
 from dataclasses import dataclass
 
+import numpy as np
+
 from .. import functional as F
 from ..config import Config
 from ..nn import GRU, LSTM, RNN, Dropout, Embedding, Linear, Module, normal
@@ -91,19 +93,35 @@ class RecurrentLM(Module):
         loss = F.linear_cross_entropy(x, self.lm_head.weight, targets, ignore_index, reduction)
         return (loss, state) if return_state else loss
 
-    def next_logits(self, ids, cache=None):
+    def next_logits(self, ids, cache=None, key_start=None):
         """The logits after the last position only: ids (B, T) -> (B, V); for generation.
 
-        cache: from new_cache(); the ids continue the texts that it has seen.
+        cache: from new_cache(); the ids continue the texts that it has seen. key_start (B,): where each row's text
+        begins, counted from the first position of the cache, or of ids; before it stands padding. No mask can hide
+        that from a state. So the ids are read in pieces, and where a text begins, its state is put back to zeros.
         """
-        x, state = self.hidden(ids, cache[0] if cache else None)
+        state, seen = cache or (None, 0)
+        starts = np.zeros(len(ids), int) if key_start is None else key_start - seen         # in ids
+        cuts = sorted({0, ids.shape[1], *starts[(0 < starts) & (starts < ids.shape[1])].tolist()})
+        for begin, end in zip(cuts, cuts[1:]):
+            if begin > 0:
+                begun = (starts < begin)[:, None]                                           # (B, 1)
+                state = tuple(s * begun for s in state) if isinstance(state, tuple) else state * begun
+            x, state = self.hidden(ids[:, begin:end], state)
         if cache is not None:
             cache[0] = state
+            cache[1] += ids.shape[1]
         return F.linear(x[:, -1], self.lm_head.weight)
 
     def new_cache(self, batch, length=None):
-        """A cache for new texts: a list that holds their state, None so far. How many and how long changes nothing."""
-        return [None]
+        """A cache for new texts: their state, None so far, and how many tokens they have. The arguments change nothing.
+        """
+        return [None, 0]
+
+    def reorder_cache(self, cache, rows):
+        """Let text i go on from what the cache holds of text rows[i]: rows (B,); for beam search."""
+        state = cache[0]
+        cache[0] = tuple(s[:, rows] for s in state) if isinstance(state, tuple) else state[:, rows]
 
     def flops_per_token(self, context=None):
         """Floating-point operations of one training step per token (forward and backward), estimated; any context.

@@ -16,9 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import backend
 from .. import functional as F
-from ..modes import no_grad
 from ..nn import Dropout, Embedding, KVCache, Linear, Module
 from .inputs import token_ids
 from .transformer import Decoder, Encoder, LayerConfig, embed, initialise, text_lengths
@@ -50,35 +48,9 @@ class EncoderDecoder(Module):
         smoothing = getattr(self.config, "label_smoothing", 0.0) if self.training else 0.0
         return F.linear_cross_entropy(x, self.lm_head.weight, targets, -100, reduction, smoothing)
 
-    def new_cache(self, source, length):
-        """Read the source (B, S); what next_logits() needs to write up to `length` tokens for each row."""
-        source, c = token_ids(type(self).__name__, source), self.config
-        keys_values = self.keys_and_values(self.encode(source))
-        own = [KVCache(len(source), length, *k.shape[2:], k.data) for k, _ in keys_values]
-        return DecoderCache(keys_values, text_lengths(source, c.pad_token_id), own)
-
-    def next_logits(self, ids, cache):
-        """The logits of the token after ids (B, T), which follow what the cache holds: (B, V)"""
-        x = self.hidden(token_ids(type(self).__name__, ids), cache.keys_values, cache.key_end, cache.own)
-        return F.linear(x[:, -1], self.lm_head.weight)
-
-    def greedy(self, source, max_new_tokens, use_cache=True):
-        """Write, token by token the likeliest: source (B, S) -> int64 array (B, n), n at most max_new_tokens
-
-        A row that has come to its eos_token_id is filled up with pad_token_id; when all have, it ends. use_cache=False
-        computes everything again for each token: slower, same result.
-        """
-        c, text = self.config, np.full((len(source), 1), self.config.decoder_start_token_id)
-        over = np.zeros(len(source), bool)
-        with self.evaluating(), no_grad():
-            cache = self.new_cache(source, max_new_tokens) if use_cache else None
-            while text.shape[1] <= max_new_tokens and not over.all():
-                logits = self.next_logits(text[:, -1:], cache) if use_cache else self(source, text)[:, -1]
-                new = F.sample(logits, temperature=0, rng=np.array([0, 0]))             # (B,)
-                new = np.where(over, c.pad_token_id, backend.of(new).to_numpy(new))
-                text = np.concatenate([text, new[:, None]], axis=1)
-                over |= new == c.eos_token_id
-        return text[:, 1:]
+    def read_source(self, source, copies=1):
+        """Read the source (B, S): a Reading, which can write `copies` targets for each row."""
+        return Reading(self, token_ids(type(self).__name__, source), copies)
 
     def _decode(self, source, decoder_input):
         name = type(self).__name__
@@ -90,13 +62,36 @@ class EncoderDecoder(Module):
         return self.hidden(decoder_input, keys_values, text_lengths(source, self.config.pad_token_id))
 
 
-class DecoderCache:
-    """What stays from token to token: the source's keys and values, computed once, and those of the target so far."""
+class Reading:
+    """An encoder-decoder that has read its source: from here on it is a language model of the target.
 
-    def __init__(self, keys_values, key_end, own):
-        self.keys_values = keys_values      # of each layer (k, v), (B, S, H, D)
-        self.key_end = key_end              # (B,) or None
-        self.own = own                      # of each layer a KVCache
+    It has GPT's methods for generation (gpt.py). The source's keys and values are computed once; the cache holds the
+    target's. The copies of one source stand together.
+    """
+
+    def __init__(self, model, source, copies):
+        rows = np.repeat(np.arange(len(source)), copies)
+        key_end = text_lengths(source, model.config.pad_token_id)
+        self.model, self.key_end = model, None if key_end is None else key_end[rows]        # (B * copies,)
+        memory = model.encode(source)
+        self.keys_values = model.keys_and_values(memory if copies == 1 else memory[rows])   # (B * copies, S, H, D)
+
+    def next_logits(self, ids, cache=None, key_start=None):
+        """The logits of the token after ids (B * copies, T), which follow what the cache holds: (B * copies, V)
+
+        key_start is None: all targets begin with the start token, so nothing stands before them.
+        """
+        x = self.model.hidden(ids, self.keys_values, self.key_end, cache)
+        return F.linear(x[:, -1], self.model.lm_head.weight)
+
+    def new_cache(self, batch, length):
+        """An empty KV cache for `batch` targets of up to `length` tokens, the start token among them."""
+        return [KVCache(batch, length, *k.shape[2:], k.data) for k, _ in self.keys_values]
+
+    def reorder_cache(self, cache, rows):
+        """Let target i go on from what the cache holds of target rows[i], which has the same source."""
+        for layer in cache:
+            layer.reorder(rows)
 
 
 def shift_right(targets, config):

@@ -22,6 +22,7 @@ import numpy as np
 from .. import functional as F
 from ..config import Config
 from ..nn import Dropout, Embedding, Linear, Module, RMSNorm, normal
+from ..pretrained import Pretrained
 from .inputs import token_ids
 from .seq2seq import EncoderDecoder
 from .transformer import text_lengths
@@ -183,8 +184,10 @@ class Stack(Module):
         return self.drop(self.final_layer_norm(x))
 
 
-class T5(EncoderDecoder):
+class T5(EncoderDecoder, Pretrained):
     """model(source, decoder_input) -> logits; model.loss(source, targets) to train it; see EncoderDecoder."""
+
+    config_class = T5Config
 
     def __init__(self, config):
         self.config = c = config

@@ -66,14 +66,14 @@ class MultiheadAttention(Module):
         self.in_proj_bias = full(3 * C, 0) if c.bias else None
         self.out_proj = Linear(C, C, c.bias)
 
-    def forward(self, x, key_end=None, causal=False, cache=None):
+    def forward(self, x, key_end=None, causal=False, cache=None, key_start=None):
         """Self-attention: (B, T, C) -> (B, T, C); with a cache, x continues the positions that the cache holds."""
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)                           # (B, T, 3 C)
         if cache is None:
-            y = F.self_attention(qkv, None, key_end, n_head=self.nhead, causal=causal, dropout=self._rate())
+            y = F.self_attention(qkv, key_start, key_end, n_head=self.nhead, causal=causal, dropout=self._rate())
         else:
             q, k, v = self._heads(qkv, 3)
-            y = F.attention(q, *cache.append(k, v), causal=True).reshape(*x.shape)
+            y = F.attention(q, *cache.append(k, v), None, key_start, causal=True).reshape(*x.shape)
         return self.out_proj(y)
 
     def keys_and_values(self, memory):
@@ -116,8 +116,8 @@ class EncoderLayer(Module):
         self.norm1, self.norm2 = layer_norm(c), layer_norm(c)
         self.activation, self.norm_first, self.drop = ACTIVATIONS[c.activation], c.norm_first, Dropout(c.dropout)
 
-    def forward(self, x, key_end=None, causal=False, cache=None):
-        x = self.residual(x, self.norm1, lambda x: self.self_attn(x, key_end, causal, cache))
+    def forward(self, x, key_end=None, causal=False, cache=None, key_start=None):
+        x = self.residual(x, self.norm1, lambda x: self.self_attn(x, key_end, causal, cache, key_start))
         return self.residual(x, self.norm2, self.feed_forward)
 
     def residual(self, x, norm, branch):
@@ -151,10 +151,11 @@ class Encoder(Module):
         self.layers = [EncoderLayer(config) for _ in range(n_layers)]
         self.norm = layer_norm(config) if config.final_norm else None
 
-    def forward(self, x, key_end=None, causal=False, cache=None):
-        """(B, S, C) -> (B, S, C); what is computed at padding, behind key_end (B,), means nothing."""
+    def forward(self, x, key_end=None, causal=False, cache=None, key_start=None):
+        """(B, S, C) -> (B, S, C); what is computed at padding, before key_start and behind key_end (B,), means nothing.
+        """
         for i, layer in enumerate(self.layers):
-            x = layer(x, key_end, causal, cache[i] if cache else None)
+            x = layer(x, key_end, causal, cache[i] if cache else None, key_start)
         return x if self.norm is None else self.norm(x)
 
 
@@ -193,15 +194,22 @@ def initialise(model):
             p.data = np.zeros(p.shape, np.float32)
 
 
-def embed(table, ids, start, n_positions):
-    """sqrt(C) * the tokens' vectors + their positions': ids (B, T) -> (B, T, C); the first token is number `start`."""
+def embed(table, ids, start, n_positions, key_start=None):
+    """sqrt(C) * the tokens' vectors + their positions': ids (B, T) -> (B, T, C); the first token is number `start`.
+
+    key_start (B,): which token of each row is the first of its text, and has position 0.
+    """
     end, C = start + ids.shape[1], table.weight.shape[1]
     if end > n_positions:
         raise ValueError(f"Transformer: {end} tokens are more than its n_positions={n_positions}; give it less text, "
                          "or a larger n_positions: the table of positions is computed, not learned")
     weight = table.weight
-    positions = _position_table(backend.of(weight.data), weight.dtype, n_positions, C)[start:end]
-    return table(ids) * math.sqrt(C) + Tensor._of(positions)
+    positions = Tensor._of(_position_table(backend.of(weight.data), weight.dtype, n_positions, C))
+    if key_start is None:
+        positions = positions[start:end]                                                    # (T, C)
+    else:
+        positions = F.embedding(np.maximum(np.arange(start, end) - key_start[:, None], 0), positions)   # (B, T, C)
+    return table(ids) * math.sqrt(C) + positions
 
 
 def sinusoids(length, size):

@@ -37,15 +37,16 @@ class TransformerLM(Module):
         self.drop = Dropout(c.dropout)
         initialise(self)
 
-    def hidden(self, ids, cache=None):
+    def hidden(self, ids, cache=None, key_start=None):
         """The stream after the last layer: ids (B, T) -> (B, T, C)
 
         What ends a row in pad_token_id is padding. A causal mask hides it from all that stands before it anyway.
+        cache, key_start: as in gpt.py.
         """
         c, ids = self.config, token_ids("TransformerLM", ids)
         key_end = None if c.causal else text_lengths(ids, c.pad_token_id)
-        x = self.drop(embed(self.embedding, ids, cache[0].used if cache else 0, c.n_positions))
-        return self.encoder(x, key_end, c.causal, cache)
+        x = self.drop(embed(self.embedding, ids, cache[0].used if cache else 0, c.n_positions, key_start))
+        return self.encoder(x, key_end, c.causal, cache, key_start)
 
     def forward(self, ids, cache=None):
         """ids (B, T) integers -> (B, T, V)"""
@@ -56,18 +57,23 @@ class TransformerLM(Module):
         targets = token_ids("TransformerLM", targets)
         return F.linear_cross_entropy(self.hidden(ids), self.lm_head.weight, targets, ignore_index, reduction)
 
-    def next_logits(self, ids, cache=None):
-        """The logits after the last position only: ids (B, T) -> (B, V); for generation."""
+    def next_logits(self, ids, cache=None, key_start=None):
+        """The logits after the last position only: ids (B, T) -> (B, V); for generation. See hidden()."""
         if not self.config.causal:
             raise ValueError("TransformerLM: with causal=False it has seen the whole text and predicts no next token; "
                              "train one with causal=True to write")
-        return F.linear(self.hidden(ids, cache)[:, -1], self.lm_head.weight)
+        return F.linear(self.hidden(ids, cache, key_start)[:, -1], self.lm_head.weight)
 
     def new_cache(self, batch, length=None):
         """An empty KV cache for `batch` texts of up to `length` tokens (default: n_positions)."""
         c = self.config
         return [KVCache(batch, length or c.n_positions, c.nhead, c.d_model // c.nhead, self.embedding.weight.data)
                 for _ in self.encoder.layers]
+
+    def reorder_cache(self, cache, rows):
+        """Let text i go on from what the cache holds of text rows[i]: rows (B,); for beam search."""
+        for layer in cache:
+            layer.reorder(rows)
 
     def flops_per_token(self, context=None):
         """Floating-point operations of one training step per token (forward and backward), estimated as in gpt.py:
