@@ -1,64 +1,152 @@
 """5. Write with a trained model: text appears token by token.
 
-    python examples/5_sample.py runs/gpt --prompt "The function"
-    python examples/5_sample.py runs/gpt --prompt "The function" --temperature 0 --tokens 500
-    python examples/5_sample.py runs/gpt --top-k 20 --top-p 0.9 --seed 7 --copies 3
+    python examples/5_sample.py                                         the model that 3_train_gpt.py has trained
+    python examples/5_sample.py --prompt "The function" --temperature 0 --tokens 500
+    python examples/5_sample.py gpt2 --prompt "My neighbour's parrot has learned to"        a downloaded model
+    python examples/5_sample.py t5-small --prompt "translate English to German: The book is on the table." --num-beams 4
 
-The folder is a run of 3_train_gpt.py, or one checkpoint in it.
+The folder is a run of 3_train_gpt.py, a checkpoint in it, or a downloaded model of the GPT-2, Llama or T5 kind. A GPT
+goes on with the prompt. A T5 reads it as its source and writes an answer.
+
+What you do not say depends on the model. One that was trained here writes a single text, of 400 tokens, at temperature
+0.8. A published one writes three continuations of 50 tokens: each token is drawn among the 50 likeliest, and of these
+only among those that make up 0.95 of the probability. An answer is made of the likeliest tokens.
 """
 import argparse
 import sys
 import time
 
-import tinyllm
-from tinyllm import checkpoint
+import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
+import numpy as np
+from tinyllm import metrics, text
+from tinyllm.text import StreamingDecoder
+
+FLAGS = {       # the options of tinyllm.generate that are one number: tinyllm/options.py says more
+    "temperature": (float, "0: always the likeliest token; the higher, the more evenly it draws"),
+    "top_k": (int, "draw among so many of the likeliest tokens; 0: all"),
+    "top_p": (float, "draw among the likeliest tokens that have this probability together; 1: all"),
+    "min_p": (float, "draw among those that are at least min-p times as likely as the likeliest"),
+    "repetition_penalty": (float, "above 1: tokens that occurred become less likely"),
+    "no_repeat_ngram_size": (int, "so many tokens in a row occur only once"),
+    "min_new_tokens": (int, "a text does not end before; needs a model that knows how a text ends"),
+    "num_beams": (int, "search for the likeliest text with so many beams, instead of drawing"),
+    "length_penalty": (float, "for beams; above 1: rather long texts, below: short ones"),
+    "seed": (int, "another number, another text (default: 0)"),
+}
 
 
-def main():
+def arguments():
     parser = argparse.ArgumentParser(description="Write with a trained model.")
-    parser.add_argument("folder", nargs="?", default="runs/gpt", help="a run, or a checkpoint (default: %(default)s)")
-    parser.add_argument("--prompt", default="\n", help="what the text begins with")
-    parser.add_argument("--tokens", type=int, default=400, help="how many to write (default: %(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest (default: %(default)s)")
-    parser.add_argument("--top-k", type=int, default=50, help="choose among so many, 0: all (default: %(default)s)")
-    parser.add_argument("--top-p", type=float, default=1.0,
-                        help="choose among those with this probability in sum, 1: all")
-    parser.add_argument("--seed", type=int, default=0, help="another number, another text (default: %(default)s)")
-    parser.add_argument("--copies", type=int, default=1, help="several texts at once, printed one after another")
+    parser.add_argument("folder", nargs="?", default="runs/gpt",
+                        help="a run, a checkpoint, or a downloaded model (default: %(default)s)")
+    parser.add_argument("--prompt", default="\n", help="what the text begins with; for a T5, what it reads")
+    parser.add_argument("--max-new-tokens", "--tokens", type=int, metavar="N", help="how many tokens to write at most")
+    parser.add_argument("--num-return-sequences", "--copies", type=int, metavar="N", help="how many texts to write")
+    for name, (kind, meaning) in FLAGS.items():
+        parser.add_argument("--" + name.replace("_", "-"), type=kind, metavar="N", help=meaning)
+    parser.add_argument("--early-stopping", nargs="?", const=True, choices=["never"],
+                        help="for beams: stop as soon as there are enough texts; never: only when none can be better")
+    parser.add_argument("--stop", action="append", dest="stop_strings", metavar="TEXT",
+                        help="end a text with these characters; may be repeated")
+    parser.add_argument("--int8", action="store_true", help="round the matrices to a byte per number: less to read")
     parser.add_argument("--backend", choices=["numpy", "triton"], default="numpy", help="which path computes")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32",
-                        help="16-bit weights with --backend triton only")
-    parser.add_argument("--stop", help="end a text at this character or token")
+                        help="of the weights; the 16-bit ones with --backend triton only")
     args = parser.parse_args()
     if args.backend == "numpy" and args.dtype != "float32":
         raise ValueError(f"--dtype {args.dtype}: NumPy computes in float32; add --backend triton")
+    return args
 
-    model, tokenizer = checkpoint.load_model(args.folder)
-    if tokenizer is None:
-        raise ValueError(f"{args.folder} was saved without a tokenizer, so nobody knows what its tokens mean; pass "
-                         "the tokenizer to train()")
-    model.to(args.backend, args.dtype)
-    prompt = tokenizer.encode(args.prompt)
-    stop = tokenizer.encode(args.stop)[-1:] if args.stop else ()
-    print(f"{model.num_parameters():,} parameters; writing {args.tokens} tokens, a few seconds on a laptop.\n",
-          file=sys.stderr)
 
-    start, new, shown = time.perf_counter(), [], 0
-    if args.copies == 1:
-        print(args.prompt, end="", flush=True)
-    for tokens in tinyllm.stream(model, prompt, args.tokens, temperature=args.temperature, top_k=args.top_k,
-                                 top_p=args.top_p, seed=args.seed, num_return_sequences=args.copies, stop_tokens=stop):
-        new.append(tokens)
-        if args.copies == 1:        # decode all of it: a letter such as é may need two tokens
-            text = tokenizer.decode([int(t[0]) for t in new])
-            complete = text.rstrip("\N{REPLACEMENT CHARACTER}")
-            print(complete[shown:], end="", flush=True)
-            shown = len(complete)
-    if args.copies > 1:
-        for i in range(args.copies):
-            print(f"--- text {i + 1}\n{args.prompt}{tokenizer.decode([int(t[i]) for t in new])}")
+def options(args, model, tokenizer):
+    """The options of generate(): what was asked for, and for the rest what suits the model."""
+    names = ["max_new_tokens", "num_return_sequences", *FLAGS, "early_stopping", "stop_strings"]
+    asked = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if hasattr(model, "read_source"):                       # an encoder-decoder
+        usual = {"max_new_tokens": 100, "temperature": 0}
+    elif getattr(model, "settings", None):                  # config.json, so it is a published model
+        usual = {"max_new_tokens": 50, "top_k": 50, "top_p": 0.95, "num_return_sequences": 3}
+    else:
+        usual = {"max_new_tokens": 400, "temperature": 0.8, "top_k": 50}
+    if asked.get("num_beams", 1) > 1:                       # beams draw nothing
+        usual = {"max_new_tokens": usual["max_new_tokens"]}
+    return {"seed": 0, "stop_tokens": stop_tokens(model), "tokenizer": tokenizer, **usual, **asked}
+
+
+def stop_tokens(model):
+    """The ids that end a text: what was trained here on one long text has none."""
+    ids = getattr(model, "settings", {}).get("eos_token_id", getattr(model.config, "eos_token_id", None))
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+
+
+class Text:
+    """A text in the making: tokens go in, characters come out, up to where it ends."""
+
+    def __init__(self, beginning, ids, tokenizer, stop_tokens, stop_strings=(), **_):
+        self.decoder, self.vocab_size = StreamingDecoder(tokenizer), tokenizer.vocab_size
+        self.stop_tokens, self.stop_strings = stop_tokens, stop_strings
+        self.decoder.add(ids)               # the prompt, which may end inside a character
+        self.text, self.start, self.tokens, self.over = beginning, len(beginning), 0, False
+
+    def add(self, token):
+        """The characters that are certain with this token; "" behind the end, where texts are only filled up."""
+        if self.over:
+            return ""
+        self.tokens += 1
+        known = token < self.vocab_size     # many models have more rows than there are tokens, for a rounder number
+        new = self.decoder.add(token) if known and token not in self.stop_tokens else ""
+        self.text += new
+        self.over = token in self.stop_tokens or any(       # a stop string may begin in the prompt, but not end there
+            self.text.find(stop, max(0, self.start - len(stop) + 1)) >= 0 for stop in self.stop_strings)
+        return new
+
+
+def in_int8(model, tokenizer):
+    """The model with its matrices in int8. Of a language model, it is printed what the rounding costs."""
+    small = tinyllm.quantized(model)
+    if not hasattr(model, "read_source"):       # else it takes pairs of texts: tinyllm.quantize.losses(model, *batch)
+        known, n = getattr(tokenizer, "characters", None), min(model.config.n_positions, 512)
+        sample = "".join(c for c in text.default_corpus()[-10_000:] if known is None or c in known)
+        ids = np.array([tinyllm.model_input(model, tokenizer, sample, ())[-n - 1:]])
+        with tinyllm.no_grad():
+            before, after = (metrics.perplexity(m.loss(ids[:, :-1], ids[:, 1:]).item()) for m in (model, small))
+        print(f"int8: a perplexity of {after:.3f} instead of {before:.3f} on {ids.shape[1] - 1} tokens of Python's "
+              "own pages; on any text, see 15_perplexity.py --int8", file=sys.stderr)
+    return small
+
+
+def main():
+    args = arguments()
+    model, tokenizer = tinyllm.load(args.folder)
+    n_parameters, answers = model.num_parameters(), hasattr(model, "read_source")
+    if args.backend == "triton":
+        model.to(args.backend, args.dtype)
+    if args.int8:
+        model = in_int8(model, tokenizer)
+    o = options(args, model, tokenizer)
+    copies, beams = o.get("num_return_sequences", 1), o.get("num_beams", 1) > 1
+    ids = tinyllm.model_input(model, tokenizer, args.prompt)
+    beginning, seen = ("", []) if answers else (args.prompt, ids)
+    texts = [Text(beginning, seen, **o) for _ in range(copies)]
+    print(f"{n_parameters:,} parameters; {copies} x {o['max_new_tokens']} tokens at most, a few seconds with a small "
+          f"model on a laptop{'; beams show nothing before the end' if beams else ''}.\n", file=sys.stderr)
+
+    start = time.perf_counter()
+    if beams:               # a row for each text; an answer stands behind the start token
+        rounds = tinyllm.generate(model, ids, **o)[:, len(seen) or 1:].T
+    else:
+        rounds = tinyllm.stream(model, ids, **o)
+    heading = "--- text {}\n" if copies > 1 else ""
+    print(heading.format(1) + beginning, end="", flush=True)
+    for tokens in rounds:   # a token for each text; the first text is shown as it comes
+        new = [one.add(token) for one, token in zip(texts, tokens)]
+        print(new[0], end="", flush=True)
+    print(texts[0].decoder.finish())
     seconds = time.perf_counter() - start
-    print(f"\n\n{len(new) * args.copies / seconds:,.0f} tokens per second", file=sys.stderr)
+    for i, one in enumerate(texts[1:], 2):
+        print(heading.format(i) + one.text + one.decoder.finish())
+    tokens = sum(one.tokens for one in texts)
+    print(f"\n{tokens} tokens, {tokens / seconds:,.0f} tokens per second", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,11 @@
 - both get the same number of threads, the same weights, and the same batches, and must come to the same results;
 - per turn the median step counts; per pair of turns their ratio; the table gives the median of the ratios and their
   spread.
+
+Weights in int8 are a quarter of the bytes, and yet no faster in NumPy than float32, 1.0 to 1.2 times the time per token
+on an AMD EPYC: nothing in NumPy multiplies bytes, and to widen a weight (0.11 ns) and multiply it (0.06) takes a core
+as long as to read it as a float (0.15). Slower still, in times per weight: pieces of 32,768 or 131,072 weights (1.6 and
+1.4) instead of 524,288, np.einsum on bytes (2.4), and all of GPT-2's head in one piece (3.4).
 """
 import contextlib
 import importlib.util
@@ -17,12 +22,20 @@ import sys
 import time
 from pathlib import Path
 
-JOBS = {    # name: what it measures, model settings, batch, seconds per turn
+JOBS = {    # name: what it measures, model settings, batch, seconds per turn; perhaps its two sides
     "C1": ("training step, 4 layers, width 128, 12 x 64 tokens",
            dict(preset="tiny", vocab_size=65, bias=False), 12, 2.0),
     "C2": ("training step, 6 layers, width 384, 16 x 256 tokens",
            dict(preset="small", vocab_size=65, bias=False), 16, 6.0),
+    "LSTM": ("training step of an LSTM, 2 layers, width 256, 32 x 128 tokens",
+             dict(preset="tiny", vocab_size=65, n_positions=128, n_embd=256, n_hidden=256, n_layer=2), 32, 4.0),
     "decode": ("one token, GPT-2 124M, positions 128 to 192", dict(preset="gpt2"), 1, 3.0),
+    "decode_transformers": ("the same, against Hugging Face's GPT2LMHeadModel with its cache",
+                            dict(preset="gpt2"), 1, 3.0, "tinyllm", "transformers"),
+    "decode_floor": ("the same, against reading as many bytes as it has weights",
+                     dict(preset="gpt2"), 1, 2.0, "tinyllm", "reading"),
+    "decode_int8": ("the same with weights in int8, against float32",
+                    dict(preset="gpt2"), 1, 3.0, "int8", "tinyllm"),
 }
 
 
@@ -32,6 +45,8 @@ def model_of(job):
     import tinyllm
     name, changes = JOBS[job][1]["preset"], {k: v for k, v in JOBS[job][1].items() if k != "preset"}
     tinyllm.manual_seed(1)
+    if job == "LSTM":
+        return tinyllm.LSTMLM(tinyllm.RNNConfig.preset(name, **changes))
     return tinyllm.GPT(tinyllm.GPTConfig.preset(name, **changes, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0))
 
 
@@ -60,56 +75,89 @@ def training_tinyllm(job):
 
 def training_torch(job):
     import torch
-    from torch_twin import TorchGPT, adamw, train_step
+    from torch_twin import TorchGPT, TorchLSTM, adamw, train_step
     model, data = (m := model_of(job)), batches(m, JOBS[job][2])
-    twin = TorchGPT(model.config)
+    twin = (TorchLSTM if job == "LSTM" else TorchGPT)(model.config)
     twin.load_state_dict({k: torch.from_numpy(v) for k, v in model.state_dict().items()})
     optimizer = adamw(twin, 1e-3, (0.9, 0.99), 0.1)
     return lambda: train_step(twin, optimizer, *map(torch.from_numpy, next(data)), 1e-3, 1.0)
 
 
-def decoding_tinyllm(job):
-    import numpy as np
-    from tinyllm import no_grad
-    model = model_of(job).eval()
-    prompt, state = np.arange(128)[None], {}
+def writing(new_cache, likeliest, prompt):
+    """A step is the next token after the prompt (1, 128); the 64th is followed by the prompt again.
+
+    likeliest: a function of tokens (1, T) and the cache of those before them, which gives the next token (1, 1).
+    """
+    state = {"length": 192}
 
     def step():
-        with no_grad():
-            if state.get("used", 192) >= 192:
-                state.update(cache=model.new_cache(1, 192), used=128)
-                state["logits"] = model.next_logits(prompt, state["cache"]).numpy()
-                return None                                     # the prompt: not counted
-            ids = state["logits"].argmax(-1)[:, None]
-            state["logits"] = model.next_logits(ids, state["cache"]).numpy()
-            state["used"] += 1
-            return int(ids[0, 0])
+        begin = state["length"] == 192
+        if begin:
+            state.update(cache=new_cache(), token=prompt, length=127)
+        token = state["token"]
+        state.update(token=likeliest(token, state["cache"]), length=state["length"] + 1)
+        return None if begin else int(token[0, 0])              # the prompt is not counted
     return step
+
+
+def decoding_tinyllm(job, prepare=lambda model: model.eval()):
+    import numpy as np
+    from tinyllm import no_grad
+    model = prepare(model_of(job))
+
+    @no_grad()
+    def likeliest(ids, cache):
+        return model.next_logits(ids, cache).numpy().argmax(-1)[:, None]
+    return writing(lambda: model.new_cache(1, 192), likeliest, np.arange(128)[None])
+
+
+def decoding_int8(job):
+    from tinyllm import quantized
+    return decoding_tinyllm(job, quantized)
 
 
 def decoding_torch(job):
     import torch
     from torch_twin import TorchGPT
     model = model_of(job)
-    twin, state = TorchGPT(model.config).eval(), {}
+    twin = TorchGPT(model.config).eval()
     twin.load_state_dict({k: torch.from_numpy(v) for k, v in model.state_dict().items()})
 
     @torch.inference_mode()
+    def likeliest(ids, cache):
+        return twin.last_logits(ids, cache).argmax(-1)[:, None]
+    return writing(lambda: twin.new_cache(1, 192), likeliest, torch.arange(128)[None])
+
+
+def decoding_transformers(job):
+    import torch
+    from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
+    twin = GPT2LMHeadModel(GPT2Config()).eval()
+    turned = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # the library stores them as (in, out)
+    twin.transformer.load_state_dict({k: torch.tensor(v.T if k.endswith(turned) else v)
+                                      for k, v in model_of(job).state_dict().items()})
+
+    @torch.inference_mode()
+    def likeliest(ids, cache):
+        return twin(ids, cache, use_cache=True, logits_to_keep=1).logits[:, -1].argmax(-1)[:, None]
+    return writing(DynamicCache, likeliest, torch.arange(128)[None])
+
+
+def decoding_reading(job):
+    """What nobody can beat who computes in float32: every weight comes once from memory to the processor."""
+    import numpy as np
+    from tinyllm.ops.threads import in_parallel
+    weights = np.ones(model_of(job).num_parameters(), np.float32)
+
     def step():
-        if state.get("used", 192) >= 192:
-            state.update(cache=twin.new_cache(1, 192), used=128)
-            state["logits"] = twin.last_logits(torch.arange(128)[None], state["cache"])
-            return None
-        ids = state["logits"].argmax(-1)[:, None]
-        state["logits"] = twin.last_logits(ids, state["cache"])
-        state["used"] += 1
-        return int(ids[0, 0])
+        in_parallel(lambda part: np.vecdot(weights[part], weights[part]), len(weights), len(weights))
+        return 0
     return step
 
 
 def worker(side, job):
     """Answer each line of input with the median time of one step, measured for the job's seconds."""
-    step = globals()[("decoding_" if job == "decode" else "training_") + side](job)
+    step = globals()[("decoding_" if job.startswith("decode") else "training_") + side](job)
     results = [step() for _ in range(20 if job == "C1" else 4)]     # warm up; the referee compares them
     print(json.dumps(results), flush=True)
     for _ in sys.stdin:
@@ -161,37 +209,43 @@ def turn(side, process):
     return answer(side, process)
 
 
+def sides_of(job):
+    """Whose times are compared: the ratio is that of the first to the second."""
+    return JOBS[job][4:] or ("tinyllm", "torch")
+
+
 def measure(job, threads, turns):
-    """Alternate turns of both sides; a dictionary with the medians and the ratios tinyllm / torch."""
-    sides = {}
+    """Alternate turns of both sides; a dictionary with the medians and the ratios, first side / second side."""
+    workers = {}
     try:
         with ctrl_c_waits():
-            for side in ("tinyllm", "torch"):
-                sides[side] = start_worker(side, job, threads)
-        first = {side: answer(side, process) for side, process in sides.items()}
-        check_equal(job, first)
-        times = {"tinyllm": [], "torch": []}
+            for side in sides_of(job):
+                workers[side] = start_worker(side, job, threads)
+        first = {side: answer(side, process) for side, process in workers.items()}
+        if not {"reading", "int8"} & set(workers):              # what one does not write, and the other writes roughly
+            check_equal(job, first)
+        times = {side: [] for side in workers}
         for i in range(turns):
-            for side, process in sides.items():
+            for side, process in workers.items():
                 time.sleep(0.25)                                # let the other side's threads go to sleep
                 times[side].append(turn(side, process))
                 print(f"\r  {job}: turn {i + 1} of {turns}, {side} {times[side][-1] * 1e3:.1f} ms   ",
                       end="", flush=True)
     finally:
         with ctrl_c_waits():                                    # for somebody who presses it twice
-            for process in sides.values():
+            for process in workers.values():
                 process.kill()
                 process.wait()
-    ratios = [a / b for a, b in zip(times["tinyllm"], times["torch"])]
+    ratios = [a / b for a, b in zip(*times.values())]
     middle = lambda values: sorted(values)[len(values) // 2]
     return {"job": job, "what": JOBS[job][0], "threads": threads, "turns": turns,
-            "tinyllm_ms": middle(times["tinyllm"]) * 1e3, "torch_ms": middle(times["torch"]) * 1e3,
+            **{f"{side}_ms": middle(values) * 1e3 for side, values in times.items()},
             "ratio": middle(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
 
 
 def check_equal(job, first):
     """Both sides must compute the same thing: the first losses, or the first tokens."""
-    pairs = [(a, b) for a, b in zip(first["tinyllm"], first["torch"]) if a is not None]
+    pairs = [(a, b) for a, b in zip(*first.values()) if a is not None]
     worst = max(abs(a - b) for a, b in pairs)
     if worst > 1e-5:
         raise SystemExit(f"error: {job}: both sides do not compute the same: {first}")
@@ -219,11 +273,15 @@ def run(jobs, threads, turns):
           flush=True)
     results = []
     for job in jobs:
-        results.append(measure(job, threads, max(1, turns * 2 // 3) if job == "C2" else turns))
+        if "transformers" in sides_of(job) and importlib.util.find_spec("transformers") is None:
+            print(f"  {job}: left out, as it needs transformers: pip install transformers")
+            continue
+        results.append(measure(job, threads, max(1, turns * 2 // 3) if job in ("C2", "LSTM") else turns))
         print("\r" + " " * 60, end="\r")
-    print(f"{'':8}{'tinyllm':>12}{'torch':>12}{'ratio':>9}   smallest to largest")
+    print(f"{'':20}{'ours':>12}{'theirs':>12}{'ratio':>9}   smallest to largest")
     for r in results:
-        print(f"{r['job']:8}{r['tinyllm_ms']:9.1f} ms{r['torch_ms']:9.1f} ms{r['ratio']:9.2f}   "
+        ours, theirs = (r[f"{side}_ms"] for side in sides_of(r["job"]))
+        print(f"{r['job']:20}{ours:9.1f} ms{theirs:9.1f} ms{r['ratio']:9.2f}   "
               f"{r['ratio_min']:.2f} to {r['ratio_max']:.2f}    {r['what']}")
     return {"machine": machine(), "results": results}
 
@@ -239,7 +297,8 @@ def picture(results):
         axes.text(r["ratio_max"], i, f"  {r['ratio']:.2f}", va="center")
     axes.axvline(1, color="gray", linestyle="--")
     axes.set(yticks=range(len(results)), yticklabels=[f"{r['job']}: {r['what']}" for r in results],
-             xlabel="time, tinyllm / torch eager (below 1: faster)\nblack: smallest to largest ratio")
+             xlabel="time, tinyllm / torch eager, or what the label says (below 1: faster)\n"
+                    "black: smallest to largest ratio")
     axes.set_xlim(0, max(r["ratio_max"] for r in results) * 1.15)
     axes.invert_yaxis()
     return figure

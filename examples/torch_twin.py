@@ -1,4 +1,4 @@
-"""The same GPT in torch: the yardstick of benchmark.py, and an oracle for the tests. The engine never imports it.
+"""The same GPT and LSTM in torch: the yardstick of benchmark.py, and an oracle for the tests. The engine never imports it.
 
 It is what a torch user would write: nn modules, F.scaled_dot_product_attention, the library's AdamW and clipping. The
 parameter names are tinyllm's, so weights move over with load_state_dict.
@@ -72,6 +72,18 @@ class TorchGPT(nn.Module):
         c = self.config
         shape = (batch, c.n_head, length, c.n_embd // c.n_head)
         return [Cache((torch.zeros(shape), torch.zeros(shape))) for _ in self.h]
+
+
+class TorchLSTM(nn.Module):
+    """A language model around nn.LSTM, without dropout; c is a tinyllm RNNConfig."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.wte, self.lm_head = nn.Embedding(c.vocab_size, c.n_embd), nn.Linear(c.n_hidden, c.vocab_size, bias=False)
+        self.rnn = nn.LSTM(c.n_embd, c.n_hidden, c.n_layer, batch_first=True)
+
+    def loss(self, ids, targets):
+        return F.cross_entropy(self.lm_head(self.rnn(self.wte(ids))[0]).flatten(0, 1), targets.flatten())
 
 
 def adamw(model, lr, betas, weight_decay):

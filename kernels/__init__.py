@@ -14,6 +14,7 @@ Reading order:
  7. loss.py             an array that becomes its own gradient
  8. matmul.py           the tiled matrix product          matmul_tma.py   the same on Hopper     product.py   which one
  9. linear.py           layers; what follows a product happens in its registers
+                        linear_int8.py   and with weights of one byte
 10. attention.py        softmax and product in one; with it attention_tiles.py, attention_gradients.py, and
                         attention_decode.py
 11. random.py           random numbers without a state    dropout.py, sample.py
@@ -27,7 +28,7 @@ Reading order:
 
 from .activation import gelu_backward, gelu_forward, silu_backward, silu_forward, swiglu_backward, swiglu_forward
 from .attention import attention_backward, attention_forward, self_attention_backward, self_attention_forward
-from .attention_decode import kv_append
+from .attention_decode import kv_append, kv_reorder
 from .dropout import dropout_backward, dropout_forward
 from .elementwise import (
     add_backward, add_forward, div_backward, div_forward, erf_backward, erf_forward, exp_backward, exp_forward,
@@ -40,6 +41,7 @@ from .embedding import embedding_backward, embedding_forward
 from .linear import (
     linear_backward, linear_forward, linear_gelu_backward, linear_gelu_forward, mlp_backward, mlp_forward,
 )
+from .linear_int8 import linear_int8
 from .loss import (
     cross_entropy_backward, cross_entropy_forward, linear_cross_entropy_backward, linear_cross_entropy_forward,
 )

@@ -85,6 +85,16 @@ TABLE = [
     ("attention_decode", "any", "half", 128, dict(BLOCK_K=64, num_warps=4, num_stages=2)),
     ("attention_decode", "any", "float32", 128, dict(BLOCK_K=32, num_warps=4, num_stages=1)),
     ("attention_decode", "interpreter", "any", 128, dict(BLOCK_K=64)),
+    ("linear_int8", "any", "any", ANY, dict(BLOCK_O=4, BLOCK_I=1024, num_warps=4)),
+    ("linear_int8", "interpreter", "any", ANY, dict(BLOCK_O=128, BLOCK_I=1024)),
+    # by the rows of x
+    ("linear_int8_tiles", "any", "half", 64, dict(BLOCK_M=64, BLOCK_N=32, BLOCK_K=64, GROUP_M=8, num_warps=4,
+                                                  num_stages=3)),
+    ("linear_int8_tiles", "any", "half", ANY, dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=32, GROUP_M=8, num_warps=8,
+                                                   num_stages=3)),
+    ("linear_int8_tiles", "any", "float32", ANY, dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=32, GROUP_M=8, num_warps=4,
+                                                      num_stages=2)),
+    ("linear_int8_tiles", "interpreter", "any", ANY, dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, GROUP_M=2)),
     # by the features of the state
     ("rnn_step", "any", "any", ANY, dict(BLOCK_B=32, BLOCK_H=16, BLOCK_K=64, num_warps=4, num_stages=4)),
     ("rnn_step", "interpreter", "any", ANY, dict(BLOCK_B=32, BLOCK_H=64, BLOCK_K=64)),

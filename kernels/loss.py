@@ -11,7 +11,8 @@ the gradient over them keeps one such array instead of three, and leaves two mat
 
 naive_cross_entropy_kernel reads each row twice: for the loss (an online softmax, see softmax.py), and for the gradient.
 cross_entropy_kernel reads it once: a row of 50,304 bfloat16 numbers is 98 KB, and a multiprocessor has 256 KB of
-registers, so the row stays there. Rows that are too long for that take the former.
+registers, so the row stays there. Rows that are too long for that take the former, and so do long ones that do not
+begin at 16 bytes: reading them number by number takes the registers that should hold them.
 
     logits_ptr, dlogits_ptr   (N, stride), maybe the same array: a row's V logits, then dead columns up to a multiple of
                    64. Loads run over whole rows, so that each thread reads 16 aligned bytes; the dead columns are
@@ -230,7 +231,8 @@ def _losses(logits, dlogits, targets, vocabulary, ignore_index, smoothing, gradi
     n_rows, stride = logits.shape
     losses = runtime.empty((n_rows,))
     numbers = (vocabulary, stride, ignore_index, float(smoothing))
-    if n_rows and logits.element_size() == 2 and stride <= IN_REGISTERS:
+    fits = stride <= IN_REGISTERS and (stride % 8 == 0 or stride <= PIECE)
+    if n_rows and logits.element_size() == 2 and fits:
         pieces = (stride - 1) // PIECE
         last = triton.next_power_of_2(stride - pieces * PIECE)
         cross_entropy_kernel[(n_rows,)](logits, dlogits, targets, losses, *numbers, GRADIENT=gradient,

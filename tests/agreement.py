@@ -46,7 +46,8 @@ class Fences:
     def empty(self, shape, dtype=torch.float32):
         dtype = runtime.torch_dtype(dtype)
         shape = tuple(shape) if np.iterable(shape) else (shape,)
-        poison = float("nan") if dtype.is_floating_point else -(2**30) if dtype != torch.bool else 0
+        integer = 0 if dtype.is_floating_point or dtype == torch.bool else max(-(2**30), torch.iinfo(dtype).min)
+        poison = float("nan") if dtype.is_floating_point else integer
         size = int(np.prod(shape, dtype=np.int64))
         buffer = torch.full((size + 2 * FENCE,), poison, dtype=dtype, device=runtime.device())
         buffer[:FENCE] = buffer[FENCE + size:] = 1
@@ -85,7 +86,9 @@ def fenced():
 def small_tiles():
     """Inside, the interpreter's tiles are so small that little arrays have several, and edges."""
     of_keys = {f"attention{part}": dict(BLOCK_Q=16, BLOCK_K=16) for part in ("", "_dq", "_dkdv", "_dbias")}
-    of_all = {"matmul": dict(BLOCK_M=32, BLOCK_N=32, BLOCK_K=32, GROUP_M=2), "attention_decode": dict(BLOCK_K=16)}
+    of_all = {"matmul": dict(BLOCK_M=32, BLOCK_N=32, BLOCK_K=32, GROUP_M=2), "attention_decode": dict(BLOCK_K=16),
+              "linear_int8": dict(BLOCK_O=16, BLOCK_I=32),
+              "linear_int8_tiles": dict(BLOCK_M=32, BLOCK_N=32, BLOCK_K=32, GROUP_M=2)}
     rows = [(kernel, "interpreter", "any", configs.ANY, tile) for kernel, tile in (of_keys | of_all).items()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(configs, "TABLE", rows + configs.TABLE)

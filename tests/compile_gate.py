@@ -32,7 +32,7 @@ MULTIPROCESSORS = {80: 108, 86: 84, 89: 128, 90: 132, 120: 170}
 STREAMING = {"map", "reduce_rows", "reduce_columns", "layer_norm_forward", "layer_norm_backward",
              "rms_norm_forward", "rms_norm_backward",
              "softmax", "softmax_backward", "cross_entropy", "naive_cross_entropy", "adamw", "sgd", "square_sum",
-             "dropout", "embedding_forward", "delta"}
+             "dropout", "embedding_forward", "delta", "linear_int8"}
 # 16 or 32 rows, where wgmma needs 64
 SMALL_TILES = {"attention_decode", "rnn_step", "rnn_step_backward", "lstm_step", "lstm_step_backward"}
 FLOAT32_STACK = 2048        # IEEE float32 products have no tensor cores and spill; bounded, and printed
@@ -145,6 +145,8 @@ def odd_calls(dtype, B=32, T=1024, C=768):
     yield "attention", (new(2, T, 3, 80), new(2, T, 3, 80), new(2, T, 3, 80)), dict(causal=True)
     yield "lstm", (new(B, 3, C), None, None, new(4 * 65, C), new(4 * 65, 65), None, None), {}
     yield "linear_cross_entropy", (new(B * T, C), new(65, C), new(B * T, dtype=torch.int64)), dict(reduction="none")
+    for vocabulary in (16_001, 50_257):
+        yield "cross_entropy", (new(B * T, vocabulary), new(B * T, dtype=torch.int64)), {}
 
 
 def differentiate(op, arrays, options):
@@ -172,6 +174,9 @@ def other_calls(dtype):
     kernels.sample(new(4, 50257), rng, top_k=50, top_p=0.95)
     kernels.sample(new(4, 50257), rng, temperature=0)
     kernels.first_bits(rng, 1000, 0)
+    for rows in (1, 16, 1024):      # a token, one each of several texts, a prompt
+        weight, scale = new(3072, 768, dtype=torch.int8), new(3072, dtype=torch.float32)
+        kernels.linear_int8(new(rows, 768), weight, scale, new(3072))
 
 
 def verdict(name, compiled, dtype, capability, aligned=True):

@@ -14,13 +14,15 @@ pytest.importorskip("triton", reason="Triton exists for Linux only: pip install 
 
 import test_agreement  # noqa: E402
 import test_kernels  # noqa: E402
+import test_quantize  # noqa: E402
+import test_quantize_kernels  # noqa: E402
 import test_recurrent  # noqa: E402
 from agreement import check_kernels, small_tiles  # noqa: E402
 from strategies import MAKERS  # noqa: E402
 
 FILES = [importlib.import_module("tinyllm.kernels." + name) for name in (
     "activation attention attention_decode attention_gradients attention_tiles dropout elementwise embedding linear "
-    "loss map matmul matmul_tma norm optim random recurrent reduce rope sample softmax").split()]
+    "linear_int8 loss map matmul matmul_tma norm optim random recurrent reduce rope sample softmax").split()]
 
 
 def agrees(op, dtype="float32", **sizes):
@@ -48,6 +50,14 @@ def long_columns(monkeypatch):
     monkeypatch.setattr("tinyllm.kernels.reduce.TILE", 8)
     monkeypatch.setattr("tinyllm.kernels.reduce.LONG", 2048)
     check_kernels("sum", MAKERS["sum"](shape=(1024, 3), axis=0), "bfloat16")
+
+
+def bytes_of(rows):
+    """The layer with weights in int8, for a few rows or many."""
+    def check(monkeypatch):
+        with small_tiles():
+            test_quantize_kernels.check_kernel(test_quantize.layer(rows, 65, 33), "float32")
+    return check
 
 
 HOPPER = passes(test_agreement.test_the_kernels_for_hopper, "linear", dict(rows=(256,), n_in=136, n_out=384), 4)
@@ -135,6 +145,13 @@ MISTAKES = [    # what went wrong, kernel or helper, old, new, the check that se
     ("the same features for all programs", "tile_of_step", "tl.program_id(1) * BLOCK_H + ", "",
      lambda monkeypatch: test_recurrent.test_kernels_at_the_edges_of_tiles("rnn", dict(B=16, n_hidden=31), "bfloat16",
                                                                            monkeypatch)),
+    ("the scale of another row", "linear_int8_kernel", "tl.load(scale_ptr + outs", "tl.load(scale_ptr + outs // 2",
+     bytes_of((2,))),
+    ("the weights of one block for all", "linear_int8_kernel", "weight_rows + ins[", "weight_rows + (ins - first)[",
+     bytes_of((2,))),
+    ("no bias", "linear_int8_tiles_kernel", "if bias_ptr is not None", "if bias_ptr is None", bytes_of((9,))),
+    ("the same rows for all", "linear_int8_tiles_kernel", "outs = tile_column * BLOCK_N + ", "outs = ",
+     bytes_of((9,))),
     ("no correction of the bias", "adamw_kernel", "v / one_minus_exp(step * log_beta2)", "v",
      passes(test_kernels.test_optimizer_steps, "adamw_step", {}, 5)),
     ("no clipping", "clip", "tl.minimum(1.0, max_norm / (norm + 1e-6))", "1.0",

@@ -64,7 +64,7 @@ def test_writing(folder):
     ("3_train_gpt.py", ["--out", "run"], "error: run holds an earlier run"),
     ("3_train_gpt.py", ["--out", "run", "--resume", "--lr", 3], r"error: .*lr was 0.001, is 3.0"),
     ("3_train_gpt.py", ["--resume"], "error: there is no checkpoint in runs/gpt"),
-    ("5_sample.py", ["nowhere"], "error: nowhere is not a tinyllm checkpoint"),
+    ("5_sample.py", ["nowhere"], "error: there is no folder nowhere; train a model"),
     ("5_sample.py", ["run", "--seed", -1], "error: .*seed"),
     ("5_sample.py", ["run", "--temperature", "nan"], "error: .*temperature"),
     ("5_sample.py", ["run", "--copies", 0], "error: .*num_return_sequences"),

@@ -272,6 +272,16 @@ def test_an_encoder_decoder_ends_with_its_own_token():
     np.testing.assert_array_equal(np.stack(list(stream(t5, source, 12, temperature=0)), axis=1), text[:, 1:])
 
 
+def test_a_published_model_ends_with_what_its_config_json_says():
+    """GPTConfig has no eos_token_id."""
+    gpt = model(64)
+    free = generate(gpt, [3], 20, seed=1)[0].tolist()
+    end = free[4]
+    gpt.settings = {"eos_token_id": [end]}
+    assert generate(gpt, [3], 20, seed=1)[0].tolist() == free[:free.index(end, 1) + 1]
+    assert generate(gpt, [3], 20, seed=1, stop_tokens=())[0].tolist() == free
+
+
 @pytest.mark.parametrize("options, message", [
     (dict(repetition_penalty=0), "repetition_penalty must be above 0, not 0"),
     (dict(no_repeat_ngram_size=-1), "no_repeat_ngram_size must be at least 0, not -1"),

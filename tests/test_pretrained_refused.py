@@ -152,7 +152,7 @@ def test_a_wrong_index_is_refused(index, message, gpt2):
 def test_a_checkpoint_is_told_from_a_published_model(tmp_path):
     model = GPT(GPTConfig.preset("nano", vocab_size=5))
     checkpoint.save(tmp_path / "checkpoint-1", model, optim.AdamW(model.parameters()), {"step": 1})
-    with pytest.raises(ValueError, match="it is a checkpoint of tinyllm, so use tinyllm.checkpoint.load_model"):
+    with pytest.raises(ValueError, match="it is a checkpoint of tinyllm, so use tinyllm.load"):
         GPT.from_pretrained(tmp_path / "checkpoint-1")
 
 

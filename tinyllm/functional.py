@@ -6,7 +6,8 @@ dtypes raise ValueError (shapes.py).
 """
 import numpy as np
 
-from . import backend, random, shapes
+from . import backend, modes, random, shapes
+from .int8 import Int8
 from .tensor import Tensor, apply, pair, wants
 
 
@@ -69,8 +70,23 @@ def embedding(ids, weight):
 
 
 def linear(x, weight, bias=None):
-    """x W^T + b: x (..., I), weight (O, I), bias (O,) -> (..., O)"""
+    """x W^T + b: x (..., I), weight (O, I), bias (O,) -> (..., O); weight may be Int8 (int8.py)"""
+    if isinstance(weight, Int8):
+        return linear_int8(x, weight.values, weight.scale, bias)
     return apply("linear", x, weight, bias, needs=wants(x, weight, bias))
+
+
+def linear_int8(x, weight, scale, bias=None):
+    """x (scale w)^T + b without a gradient: x (..., I), arrays w (O, I) int8 and scale (O,), bias (O,) -> (..., O)"""
+    if any(wants(x, bias)):
+        raise RuntimeError("linear_int8: gradients do not pass through weights in int8; use it inside "
+                           "`with no_grad():`, and train a model with weights of its own")
+    ops, bias = backend.of(x.data), None if bias is None else bias.data
+    if backend.of(weight) is not ops:
+        raise ValueError(f"linear_int8: x is on the {ops.name} backend and its weight is not; quantize a model after "
+                         "it was moved")
+    shapes.check("linear_int8", (x.data, weight, scale, bias), {})
+    return Tensor._of(ops.linear_int8(x.data, weight, scale, bias))
 
 
 def linear_gelu(x, weight, bias=None):
@@ -80,6 +96,8 @@ def linear_gelu(x, weight, bias=None):
 
 def mlp(x, weight1, bias1, weight2, bias2):
     """gelu(x W1^T + b1) W2^T + b2: x (..., C), weight1 (H, C), weight2 (O, H), biases (H,), (O,) or None -> (..., O)"""
+    if isinstance(weight1, Int8):
+        return linear(gelu(linear(x, weight1, bias1), approximate="tanh"), weight2, bias2)
     return apply("mlp", x, weight1, bias1, weight2, bias2, needs=wants(x, weight1, bias1, weight2, bias2))
 
 
@@ -120,15 +138,37 @@ def attention(q, k, v, bias=None, key_start=None, key_end=None, *, causal=False,
     sees the keys start <= j < end. causal: query i sees keys j <= i + S - T. A query that may see nothing gets zeros.
     """
     rng, site = random.draw() if dropout else (None, 0)
-    return apply("attention", q, k, v, bias, _limits(key_start), _limits(key_end), rng,
-                 causal=causal, scale=scale, dropout=dropout, site=site)
+    out = apply("attention", q, k, v, bias, _limits(key_start), _limits(key_end), rng,
+                causal=causal, scale=scale, dropout=dropout, site=site)
+    if modes.attention_maps is not None:
+        _watch(q, k, bias, key_start, key_end, causal=causal, scale=scale)
+    return out
 
 
 def self_attention(qkv, key_start=None, key_end=None, *, n_head, causal=True, scale=None, dropout=0.0):
     """attention() for queries, keys and values side by side: qkv (B, T, 3 C) -> (B, T, C)"""
     rng, site = random.draw() if dropout else (None, 0)
-    return apply("self_attention", qkv, _limits(key_start), _limits(key_end), rng,
-                 n_head=n_head, causal=causal, scale=scale, dropout=dropout, site=site)
+    out = apply("self_attention", qkv, _limits(key_start), _limits(key_end), rng,
+                n_head=n_head, causal=causal, scale=scale, dropout=dropout, site=site)
+    if modes.attention_maps is not None:
+        q, k, _ = split(qkv.reshape(*qkv.shape[:2], 3 * n_head, -1), n_head, axis=2)        # (B, T, H, D)
+        _watch(q, k, None, key_start, key_end, causal=causal, scale=scale)
+    return out
+
+
+def attention_weights(q, k, bias=None, key_start=None, key_end=None, *, causal=False, scale=None):
+    """How much each query of attention() looks at each key: q (B, T, H, D), k (B, S, K, D) -> (B, H, T, S)
+
+    The fused operations never hold all of them; composed.py spells this out, for whoever wants to see them.
+    """
+    from . import composed              # which imports this file
+    return composed.attention_weights(q, k, bias, key_start, key_end, causal=causal, scale=scale)
+
+
+def _watch(*arrays, **options):
+    """Give the weights of an attention to whoever watches (modes.watch_attention)."""
+    with modes.no_grad():
+        modes.attention_maps.append(attention_weights(*arrays, **options).numpy())
 
 
 def rope_tables(positions, size, base=10000.0, dtype=np.float32):
@@ -198,20 +238,22 @@ def linear_cross_entropy(x, weight, targets, ignore_index=-100, reduction="mean"
     if x.shape[:-1] != tuple(targets.shape):
         raise ValueError(f"linear_cross_entropy: there must be one target per row of x (x {x.shape}, targets "
                          f"{tuple(targets.shape)}); all axes but the last must agree")
+    if isinstance(weight, Int8):
+        return cross_entropy(linear(x, weight), targets, ignore_index, reduction, label_smoothing)
     losses = apply("linear_cross_entropy", x.reshape(-1, x.shape[-1]), weight, targets.reshape(-1),
                    ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing,
                    needs=wants(x, weight, None))
     return losses.reshape(targets.shape) if reduction == "none" else losses
 
 
-def sample(logits, temperature=1.0, top_k=None, top_p=None, rng=None):
+def sample(logits, temperature=1.0, top_k=None, top_p=None, min_p=None, rng=None):
     """One token id per row, drawn from softmax(logits / temperature): logits (B, V) -> int64 array (B,).
     See ops/sample.py.
 
     rng: an array (seed, step) for a draw that can be repeated; None takes the next one after tinyllm.manual_seed().
     """
     data = logits.data if isinstance(logits, Tensor) else shapes.numbers(logits)
-    options = dict(temperature=temperature, top_k=top_k, top_p=top_p)
+    options = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     shapes.check("sample", (data,), options)
     rng, site = random.draw() if rng is None else (rng, 0)
     return backend.of(data).sample(data, rng, **options, site=site)

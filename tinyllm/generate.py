@@ -70,6 +70,7 @@ def _write(model, reader, chooser, texts, steps):
 def _start(model, ids, o):
     """The reader, the chooser, the texts that they begin with, and how many tokens may come."""
     prompts, copies = _prompts(ids), o.num_beams if o.num_beams > 1 else o.num_return_sequences
+    settings = getattr(model, "settings", {})
     model = quantized(model) if o.quantize else model
     if hasattr(model, "read_source"):       # an encoder-decoder: the prompt is read once, the texts begin behind it
         c = model.config
@@ -81,7 +82,7 @@ def _start(model, ids, o):
              "model such as GPT")
         c, context = model.config, model.config.n_positions
     T = max(map(len, prompts))
-    o.complete(c, T)
+    o.complete(c, T, settings)
     texts = np.repeat(_filled_up(prompts, o.pad_token_id, "left"), copies, axis=0)          # (B, T)
     padding = np.repeat([T - len(prompt) for prompt in prompts], copies)                    # (B,)
     steps = max(0, o.max_length - T if o.max_new_tokens is None else o.max_new_tokens)

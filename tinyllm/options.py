@@ -83,9 +83,15 @@ class Options:
         need(self.early_stopping in (True, False, "never"),
              f'early_stopping must be True, False or "never", not {self.early_stopping!r}')
 
-    def complete(self, config, length):
-        """Fill in what depends on the model's configuration and on the length of the prompt; returns self."""
-        stop = getattr(config, "eos_token_id", None) if self.stop_tokens is None else self.stop_tokens
+    def complete(self, config, length, settings=()):
+        """Fill in what depends on the model's configuration and on the length of the prompt; returns self.
+
+        settings: a published model's config.json, which knows eos_token_id even where our configuration has no such
+        field.
+        """
+        stop = self.stop_tokens
+        if stop is None:
+            stop = dict(settings).get("eos_token_id", getattr(config, "eos_token_id", None))
         self.stop_tokens = [] if stop is None else [stop] if isinstance(stop, Integral) else list(stop)
         if self.pad_token_id is None:
             self.pad_token_id = getattr(config, "pad_token_id", None)

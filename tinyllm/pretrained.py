@@ -96,7 +96,7 @@ def _family(cls, folder, settings):
     if family is not None and cls.__name__ in family.architectures:
         return family
     if (folder / "state.json").exists():
-        advice = "it is a checkpoint of tinyllm, so use tinyllm.checkpoint.load_model"
+        advice = "it is a checkpoint of tinyllm, so use tinyllm.load"
     elif family is not None:
         advice = f"use {next(iter(family.architectures))}.from_pretrained"
     else:

@@ -58,7 +58,8 @@ def check(name, arrays, options):
             raise ValueError(f"{name}: argument {i} must be floating point, not {array.dtype}; convert it, with "
                              ".cast(np.float32) for a tensor or .astype(np.float32) for an array")
     dtypes = {a.dtype for a in arrays if a is not None and is_float(a)}
-    if len(dtypes) > 1 and not (name == "rope" and arrays[0].dtype.itemsize == 2):     # its tables may stay float32
+    float32_too = name == "rope" and arrays[0].dtype.itemsize == 2 or name == "linear_int8"     # for tables and scales
+    if len(dtypes) > 1 and not float32_too:
         names = sorted(str(d).removeprefix("torch.") for d in dtypes)
         raise ValueError(f"{name}: mixes {' and '.join(names)}; convert one side, with .cast(...) for a tensor or "
                          ".astype(np.float32) for an array (NumPy makes float64 unless told otherwise)")
@@ -112,6 +113,16 @@ def _linear(name, arrays, options):
         _fail(name, "the last axis of x must be the second of weight", "weight is (out_features, in_features); "
               "a weight stored the other way round needs .T", x=x, weight=weight)
     _bias(name, weight, bias)
+
+
+def _linear_int8(name, arrays, options):
+    x, weight, scale, bias = arrays
+    _linear(name, (x, weight, bias), options)
+    if str(weight.dtype).removeprefix("torch.") != "int8" or tuple(scale.shape) != (weight.shape[0],):
+        _fail(name, f"weight must be int8, not {weight.dtype}, and scale must have shape ({weight.shape[0]},)",
+              "Int8.of(weight) makes both", weight=weight, scale=scale)
+    if not is_float(x) or bias is not None and bias.dtype != x.dtype:
+        _fail(name, "x and bias must be floating point, and of one dtype", "convert one side", x=x, bias=bias)
 
 
 def _bias(name, weight, bias):
@@ -296,6 +307,8 @@ def _sample(name, arrays, options):
         raise ValueError(f"{name}: temperature must be a number from 0 to 1e30, top_k a whole number from 0 on, and "
                          f"top_p above 0 and at most 1; got temperature={temperature}, top_k={options['top_k']}, "
                          f"top_p={top_p}")
+    if not 0 <= (options.get("min_p") or 0) <= 1:
+        raise ValueError(f"{name}: min_p must be a number from 0 to 1, not {options['min_p']}")
 
 
 def _gelu(name, arrays, options):
@@ -308,7 +321,7 @@ RULES = dict(
     add=_broadcast, sub=_broadcast, mul=_broadcast, div=_broadcast, pow=_broadcast,
     maximum=_broadcast, where=_where,
     sum=_axis, mean=_axis, max=_axis, reshape=_reshape, permute=_permute, concatenate=_concatenate, split=_split,
-    matmul=_matmul, linear=_linear, linear_gelu=_linear, mlp=_mlp, embedding=_embedding,
+    matmul=_matmul, linear=_linear, linear_int8=_linear_int8, linear_gelu=_linear, mlp=_mlp, embedding=_embedding,
     layer_norm=_norm, rms_norm=_norm,
     add_layer_norm=_add_layer_norm, swiglu=_same, attention=_attention, self_attention=_self_attention, rope=_rope,
     rnn=_recurrent, lstm=_recurrent, gru=_recurrent,

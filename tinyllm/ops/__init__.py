@@ -5,7 +5,7 @@
 
 The simplest file, elementwise.py, shows the pattern; then matmul, linear, embedding, norm, activation, softmax,
 attention, loss, recurrent. Inputs, incoming gradients and `saved` are never written. The exceptions say so in their
-first line: the optimizer steps and kv_append.
+first line: the optimizer steps, kv_append and kv_reorder.
 """
 from .activation import *       # noqa: F401, F403
 from .attention import *        # noqa: F401, F403
@@ -13,6 +13,7 @@ from .dropout import *          # noqa: F401, F403
 from .elementwise import *      # noqa: F401, F403
 from .embedding import *        # noqa: F401, F403
 from .linear import *           # noqa: F401, F403
+from .linear_int8 import *      # noqa: F401, F403
 from .loss import *             # noqa: F401, F403
 from .matmul import *           # noqa: F401, F403
 from .memory import *           # noqa: F401, F403
