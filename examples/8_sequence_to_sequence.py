@@ -9,9 +9,9 @@ Two tasks in one model, told apart by the first word of the source, as T5 does i
     number: forty-one thousand three hundred and six    ->  41306
     date: Wednesday, 24 June 1987                       ->  1987-06-24
 
-The tokens are words, digits and signs. Nobody tells the model that "forty" is a 4 in one place and a 40 in another, that
-June is 06, or that the year comes first: it learns all that from examples. What it is asked at the end it has not seen:
-no number and no day of the questions stands among the examples.
+The tokens are words, digits and signs. Nobody tells the model that "forty" is a 4 in one place and a 40 in another,
+that June is 06, or that the year comes first: it learns all that from examples. What it is asked at the end it has not
+seen: no number and no day of the questions stands among the examples.
 
 Two models learn the same: the first Transformer (tinyllm/models/seq2seq.py) and T5 (tinyllm/models/t5.py). Their
 attention to the source shows where each digit that they write comes from. Everything is written into one folder per
@@ -183,7 +183,7 @@ def main():
     print(f"Pairs: {len(examples):,} to learn from, {len(questions):,} to be asked about. For example:")
     for source, target in examples[:4]:
         print(f"  {source}  ->  {target}")
-    print("Expect: one minute for seq2seq, three for t5; the loss starts near 4, and the rules of both tasks are found between "
+    print("Expect: two to four minutes for both; the loss starts near 4, and the rules of the tasks are found between "
           "loss 1 and 0.1.\n")
     found = []
     for name in ("seq2seq", "t5") if args.model == "both" else (args.model,):

@@ -1,6 +1,6 @@
 """9. Language models through history: five ideas, one text, the same time to learn.
 
-    python examples/9_history.py                                the text that comes with Python, about seven minutes
+    python examples/9_history.py                                the text that comes with Python, eight minutes
     python examples/9_history.py --also tinyshakespeare.txt     n-grams on a second text as well: another story
     python examples/9_history.py --text FILE --seconds 300      all of it on your own text, with more time
 
@@ -17,6 +17,13 @@ often than a slow, clever one.
 The table at the end is in bits per character: how many yes-no questions a perfect guesser with this model's
 probabilities would need for each character. The picture has the same against time, and what n-grams make of
 a longer memory and of more text. Written into one folder (--out): history.png, history.json.
+
+Why does counting win on Python's pages? They repeat themselves: 40 % of the runs of 12 characters that are asked about
+occur word for word in the part that was counted, as many pages have much the same sentences. Whoever looks up what came
+next there is right, and that is all that an n-gram does: order 12 reaches 1.62 bits, order 5 1.78, and an LSTM in its
+90 seconds 1.82. Shakespeare says things once. There it is 11 %, and beyond order 6 a longer memory finds nothing more
+to look up: 2.23 bits, with 6 as with 12. An LSTM, for which two contexts are not equal or different but more or less
+alike, gets past that in five minutes (2.19), and the modern GPT has caught up (2.23).
 """
 import argparse
 import json
@@ -69,7 +76,8 @@ def learn(name, make, train_data, val_data, seconds, seed):
         if spent >= ask_at:
             curve.append((spent, bits(model, val_data)))
             ask_at = spent * 1.4
-            print(f"\r  {name}: {spent:4.0f} s, {steps} steps, {curve[-1][1]:.3f} bits per character", end="", flush=True)
+            print(f"\r  {name}: {spent:4.0f} s, {steps:,} steps, {curve[-1][1]:.3f} bits per character", end="",
+                  flush=True)
     curve.append((spent, bits(model, val_data)))
     print(f"\r  {name}: {steps:,} steps of {batch_size} windows, {curve[-1][1]:.3f} bits per character in the end")
     return model, curve
@@ -158,7 +166,8 @@ def main():
 
     results = {"studies": {n: study_ngrams(c) for n, c in {name: corpus, **also}.items()}, "curves": {}}
     for n, study in results["studies"].items():
-        print(f"N-grams on {n}: " + ", ".join(f"{order}: {value:.2f}" for order, value in zip(ORDERS, study["by_order"])))
+        print(f"N-grams on {n}, by order, in bits per character:\n  "
+              + ", ".join(f"{order}: {value:.2f}" for order, value in zip(ORDERS, study["by_order"])))
         print(f"  {study['known_runs_of_12']:.0%} of the runs of 12 characters in its validation part occur in its "
               "training part, word for word.")
     rows = []

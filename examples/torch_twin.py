@@ -1,4 +1,4 @@
-"""The same GPT and LSTM in torch: the yardstick of benchmark.py, and an oracle for the tests. The engine never imports it.
+"""The same GPT and LSTM in torch: the yardstick of benchmark.py, and an oracle for the tests. The engine needs neither.
 
 It is what a torch user would write: nn modules, F.scaled_dot_product_attention, the library's AdamW and clipping. The
 parameter names are tinyllm's, so weights move over with load_state_dict.

@@ -11,7 +11,6 @@ as the launch would compile it. The compiler says how many registers, how much s
 which instructions it has chosen.
 """
 
-import os
 import re
 import subprocess
 import sys

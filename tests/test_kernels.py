@@ -241,7 +241,7 @@ FAR = 2**30 + 64
 
 
 def far_apart(*shape):
-    """Three blocks of numbers, (3, ...), that lie FAR apart, with room before them, where an offset that wraps lands."""
+    """Three blocks of numbers, (3, ...), that lie FAR apart, with room before, where an offset that wraps lands."""
     if os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 12e9:
         pytest.skip("9 GB of address space may be refused here, though hardly a page of them is used")
     room = torch.empty(2**31 + 2 * FAR + 1024, dtype=torch.bfloat16, device=runtime.device())

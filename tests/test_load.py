@@ -1,4 +1,4 @@
-"""load() and model_input(): any folder is opened, and a text read, as transformers does it; or one sentence says why not.
+"""load() and model_input(): any folder is opened, and a text read, as transformers does it; or a sentence says why not.
 """
 import pytest
 from example_folders import PROMPT, leave_runs, publish_each_kind, theirs

@@ -103,7 +103,7 @@ def test_texts_come_back(text):
 
 @given(st.text() | st.text("aﬁ① \n\0e\u0301\u1100\u1161～▁", max_size=20))
 def test_offsets(text):
-    """Normalizing by rules, which keep track of places, is the same as at once; each piece stands where it came from."""
+    """Normalizing by rules, which keep track of places, is the same as at once; each piece is where it came from."""
     assert rewrite(text, NMT_NFKC) == normalize(text)
     for normalization in ("nmt_nfkc", "identity"):
         tokenizer = UnigramTokenizer(vocabulary({"▁": -3.0, "▁a": -2.0, "fi": -5.0, "e": -4.0}, True),

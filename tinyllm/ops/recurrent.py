@@ -25,10 +25,10 @@ def rnn_forward(x, h0, weight_ih, weight_hh, bias_ih=None, bias_hh=None, *, need
     """
     x, h = _time_first(x), _states(h0, x, weight_hh)            # (T, B, C), (T + 1, B, H): h[t] is the state after t
     _input_products(x, weight_ih, out=h[1:])                    # h_t begins as W_ih x_t, becomes a_t, and then tanh
-    recurrent, bias = memory.empty(h.shape[1:], h.dtype), _bias(bias_ih, bias_hh)
+    recurrent, bias, W_T = memory.empty(h.shape[1:], h.dtype), _bias(bias_ih, bias_hh), _turned(weight_hh)
     for t in range(len(x)):
         a = h[t + 1]                                            # (B, H)
-        a += np.matmul(h[t], weight_hh.T, out=recurrent)
+        a += np.matmul(h[t], W_T, out=recurrent)
         a += bias
         np.tanh(a, out=a)
     return (_batch_first(h[1:]), memory.copy(h[-1])), (x, h, weight_ih, weight_hh, _wanted(needs, h0, bias_ih, bias_hh))
@@ -72,10 +72,10 @@ def lstm_forward(x, h0, c0, weight_ih, weight_hh, bias_ih=None, bias_hh=None, *,
     T, B, H = h[1:].shape
     gates, tanh_c = memory.empty((T, B, 4 * H), h.dtype), memory.empty((T, B, H), h.dtype)
     _input_products(x, weight_ih, out=gates)
-    recurrent, bias = memory.empty((B, 4 * H), h.dtype), _bias(bias_ih, bias_hh)
+    recurrent, bias, W_T = memory.empty((B, 4 * H), h.dtype), _bias(bias_ih, bias_hh), _turned(weight_hh)
     for t in range(T):
         a = gates[t]                                            # (B, 4H)
-        a += np.matmul(h[t], weight_hh.T, out=recurrent)
+        a += np.matmul(h[t], W_T, out=recurrent)
         a += bias
         i, f, g, o = (a[:, k * H:(k + 1) * H] for k in range(4))
         tanh_g = np.tanh(g)
@@ -180,6 +180,11 @@ def _or_zeros(gradient, states):
 def _input_products(x, weight_ih, out):
     """W_ih x_t for all steps: (T, B, C) -> out (T, B, G)"""
     np.matmul(rows(x), weight_ih.T, out=rows(out))
+
+
+def _turned(weight):
+    """W^T, row by row: each step's few rows multiply it, and BLAS takes a sixth less time than for W as it lies."""
+    return np.ascontiguousarray(weight.T)
 
 
 def _bias(*biases):

@@ -84,7 +84,9 @@ def _lower_and_trace(characters: list[tuple[str, Span]]) -> list[tuple[str, Span
     ordered = [item for is_mark, run in groupby(parts, lambda item: place(item) > 0)
                for item in (sorted(run, key=place) if is_mark else run)]
     number = accumulate(is_first for _, is_first in ordered)
-    return [(new, characters[n - 1][1]) for (part, _), n in zip(ordered, number) for new in ACCENT.sub("", part).lower()]
+    return [
+        (new, characters[n - 1][1]) for (part, _), n in zip(ordered, number) for new in ACCENT.sub("", part).lower()
+    ]
 
 
 class WordPieceTokenizer(SubwordTokenizer):
