@@ -289,16 +289,15 @@ def run(jobs, threads, turns):
 def picture(results):
     """A bar for each job's ratio."""
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(9, 1.4 + 0.7 * len(results)), layout="constrained")
+    figure = Figure(figsize=(11, 1.4 + 0.7 * len(results)), layout="constrained")
     axes = figure.subplots()
     for i, r in enumerate(results):
         axes.barh(i, r["ratio"], color="#4c72b0", height=0.5)
         axes.plot([r["ratio_min"], r["ratio_max"]], [i, i], color="black", linewidth=2)
         axes.text(r["ratio_max"], i, f"  {r['ratio']:.2f}", va="center")
     axes.axvline(1, color="gray", linestyle="--")
-    axes.set(yticks=range(len(results)), yticklabels=[f"{r['job']}: {r['what']}" for r in results],
-             xlabel="time, tinyllm / torch eager, or what the label says (below 1: faster)\n"
-                    "black: smallest to largest ratio")
+    axes.set(yticks=range(len(results)), yticklabels=[f"{r['job']}:\n{r['what']}" for r in results],
+             xlabel="time, ours / torch's, or what the label says\nblack: smallest to largest ratio")
     axes.set_xlim(0, max(r["ratio_max"] for r in results) * 1.15)
     axes.invert_yaxis()
     return figure
