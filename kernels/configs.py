@@ -5,9 +5,9 @@ sizes; the tests compile every row for every GPU that it is for.
 
     kernel     the function's name without "_kernel", perhaps with what it does besides: "attention_dq+bias"; without a
                row for that, the plain kernel's holds
-    GPU        "sm_80" (A100, 163 KB of shared memory a block), "sm_86" (consumer cards, also sm_89 and sm_120: 99 KB),
-               "sm_90" (H100, H200: 227 KB), "interpreter" (large blocks: it pays by the operation, not by the number),
-               or "any"
+    GPU        "sm_80" (A100, 163 KB of shared memory a block), "sm_86" (consumer cards, also sm_89: 99 KB), "sm_120"
+               (later ones; where it has no row, sm_86's), "sm_90" (H100, H200: 227 KB), "interpreter" (large blocks: it
+               pays by the operation, not by the number), or "any"
     numbers    "half" (bfloat16 and float16: tensor cores) or "float32" (IEEE, hence no tensor cores), or "any"
     up to      the bucket: the row holds for sizes up to this one; what size it is, the kernel's own file says
 """
@@ -22,6 +22,7 @@ TABLE = [
     # kernel, GPU, numbers, up to: configuration
     ("matmul", "sm_80", "half", ANY, dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=32, GROUP_M=8, num_warps=8, num_stages=4)),
     ("matmul", "sm_86", "half", ANY, dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=32, GROUP_M=8, num_warps=8, num_stages=3)),
+    ("matmul", "sm_120", "half", ANY, dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=32, GROUP_M=8, num_warps=8, num_stages=2)),
     ("matmul", "sm_90", "half", ANY, dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=64, GROUP_M=8, num_warps=8,
                                                  num_stages=3)),
     ("matmul", "any", "float32", ANY, dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=32, GROUP_M=8, num_warps=4, num_stages=2)),
@@ -71,6 +72,7 @@ TABLE = [
     ("attention_dkdv+dropout", "any", "half", 64, dict(BLOCK_Q=16, BLOCK_K=64, num_warps=4, num_stages=2)),
     ("attention_dkdv+dropout", "any", "half", 128, dict(BLOCK_Q=16, BLOCK_K=64, num_warps=8, num_stages=2)),
     ("attention_dkdv+bias", "sm_80", "half", 64, dict(BLOCK_Q=16, BLOCK_K=64, num_warps=4, num_stages=1)),
+    ("attention_dkdv+bias", "sm_120", "half", 64, dict(BLOCK_Q=16, BLOCK_K=32, num_warps=4, num_stages=2)),
     ("attention_dkdv+bias", "any", "half", 64, dict(BLOCK_Q=16, BLOCK_K=64, num_warps=8, num_stages=2)),
     ("attention_dkdv+bias", "any", "half", 128, dict(BLOCK_Q=32, BLOCK_K=32, num_warps=4, num_stages=1)),
     ("attention_dkdv", "any", "float32", 64, dict(BLOCK_Q=32, BLOCK_K=32, num_warps=4, num_stages=1)),
@@ -92,7 +94,7 @@ TABLE = [
                                                   num_stages=3)),
     ("linear_int8_tiles", "any", "half", ANY, dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=32, GROUP_M=8, num_warps=8,
                                                    num_stages=3)),
-    ("linear_int8_tiles", "any", "float32", ANY, dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=32, GROUP_M=8, num_warps=4,
+    ("linear_int8_tiles", "any", "float32", ANY, dict(BLOCK_M=32, BLOCK_N=32, BLOCK_K=32, GROUP_M=8, num_warps=4,
                                                       num_stages=2)),
     ("linear_int8_tiles", "interpreter", "any", ANY, dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, GROUP_M=2)),
     # by the features of the state
@@ -115,24 +117,33 @@ def architecture():
     capability = runtime.capability()
     if capability is None:
         return "interpreter"
+    if capability[0] == 12:
+        return "sm_120"
     return "sm_90" if capability[0] in (9, 10) else "sm_80" if capability == (8, 0) else "sm_86"
+
+
+def _kinds():
+    """Which rows hold for this GPU, the most particular ones first."""
+    gpu = architecture()
+    return (gpu, "sm_86", "any") if gpu == "sm_120" else (gpu, "any")
 
 
 def has(kernel, dtype):
     """Whether the kernel exists for this GPU and these numbers."""
-    return any(row[0] == kernel and row[1] in (architecture(), "any") and row[2] in (_numbers(dtype), "any")
+    return any(row[0] == kernel and row[1] in _kinds() and row[2] in (_numbers(dtype), "any")
                for row in TABLE)
 
 
 def lookup(kernel, dtype, size=0):
     """The configuration of a kernel for numbers of `dtype` and a size, as keyword arguments for its launch."""
-    numbers, gpu = _numbers(dtype), architecture()
+    numbers = _numbers(dtype)
     for name in dict.fromkeys((kernel, kernel.partition("+")[0])):
-        for wanted in (gpu, "any"):
+        for wanted in _kinds():
             for row_kernel, row_gpu, row_numbers, up_to, configuration in TABLE:
                 if row_kernel == name and row_gpu == wanted and row_numbers in (numbers, "any") and size <= up_to:
                     return dict(configuration)
-    raise NotImplementedError(f"configs.py has no row for {kernel} on {gpu} with {numbers} numbers and size {size}")
+    raise NotImplementedError(f"configs.py has no row for {kernel} on {architecture()} with {numbers} numbers and size "
+                              f"{size}")
 
 
 def _numbers(dtype):
