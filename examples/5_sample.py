@@ -15,6 +15,7 @@ only among those that make up 0.95 of the probability. An answer is made of the 
 import argparse
 import sys
 import time
+import warnings
 
 import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
 import numpy as np
@@ -129,7 +130,13 @@ def main():
     beginning, seen = ("", []) if answers else (args.prompt, ids)
     texts = [Text(beginning, seen, **o) for _ in range(copies)]
     print(f"{n_parameters:,} parameters; {copies} x {o['max_new_tokens']} tokens at most, a few seconds with a small "
-          f"model on a laptop{'; beams show nothing before the end' if beams else ''}.\n", file=sys.stderr)
+          f"model on a laptop{'; beams show nothing before the end' if beams else ''}.", file=sys.stderr)
+    context = getattr(model.config, "n_positions", None)
+    if context and not answers and len(ids) + o["max_new_tokens"] > context:
+        print(f"It sees {context} tokens at once; in a longer text, the last half of them or more.",
+              file=sys.stderr)
+        warnings.filterwarnings("ignore", "the text has outgrown")      # said now, not in the middle of the text
+    print(file=sys.stderr)
 
     start = time.perf_counter()
     if beams:               # a row for each text; an answer stands behind the start token

@@ -179,7 +179,8 @@ def main():
     examples, questions = make_pairs(np.random.default_rng(args.seed), 20_000, 1000)
     tokenizer = Words(text for pair in examples for text in pair)
     for source in args.ask:
-        tokenizer.encode(source)            # a mistake in it should show now, not after the training
+        if not tokenizer.encode(source):    # a mistake in it should show now, not after the training
+            raise ValueError(f'--ask "{source}": there are no words in it; write a number or a date')
     print(f"Pairs: {len(examples):,} to learn from, {len(questions):,} to be asked about. For example:")
     for source, target in examples[:4]:
         print(f"  {source}  ->  {target}")

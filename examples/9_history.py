@@ -90,21 +90,29 @@ def known(run, old, new):
     return np.mean([bytes(r) in seen for r in np.lib.stride_tricks.sliding_window_view(new.astype(np.uint16), run)])
 
 
-def study_ngrams(corpus):
+def study_ngrams(name, corpus):
     """Kneser-Ney on one text: bits per character by order, and by the size of what was counted; and how far it repeats.
     """
-    V, old, new = prepare(corpus)
-    val_data = TokenDataset(new, CONTEXT)
+    tokenizer, old, new = prepare(corpus)
+    V, val_data = tokenizer.vocab_size, TokenDataset(new, CONTEXT)
     by_order = [bits(ngram(order, V, old), val_data) for order in ORDERS]
     by_size = {order: [bits(ngram(order, V, old[-int(len(old) * size):]), val_data) for size in SIZES]
                for order in (3, 5, 12)}
-    return {"by_order": by_order, "by_size": by_size, "characters": len(old), "known_runs_of_12": known(12, old, new)}
+    share = known(12, old, new)
+    print(f"N-grams on {name}, by order, in bits per character:\n  "
+          + ", ".join(f"{order}: {value:.2f}" for order, value in zip(ORDERS, by_order))
+          + f"\n  {share:.0%} of the runs of 12 characters in its validation part occur in its training part.")
+    return {"by_order": by_order, "by_size": by_size, "characters": len(old), "known_runs_of_12": share}
 
 
 def prepare(corpus):
-    """(vocabulary size, training tokens, validation tokens), a token being a character"""
+    """(tokenizer, training tokens, validation tokens), a token being a character"""
     tokenizer = CharTokenizer.train(corpus)
-    return tokenizer.vocab_size, *text.split(np.array(tokenizer.encode(corpus)), 0.1)
+    old, new = text.split(np.array(tokenizer.encode(corpus), dtype=int), 0.1)
+    if len(new) <= CONTEXT:
+        raise ValueError(f"the text has {len(corpus)} characters, too few to ask about a tenth of it in windows of "
+                         f"{CONTEXT}; give a longer one")
+    return tokenizer, old, new
 
 
 def picture(results, path):
@@ -157,19 +165,14 @@ def main():
     corpus = text.clean(text.read_text(*args.text), fold=False) if args.text else text.default_corpus()
     also = {Path(args.also).stem: text.clean(text.read_text(args.also), fold=False)} if args.also else {}
     name = Path(args.text[0]).stem if args.text else "Python's pages"
-    tokenizer = CharTokenizer.train(corpus)
-    V, train_tokens, val_tokens = prepare(corpus)
+    tokenizer, train_tokens, val_tokens = prepare(corpus)
+    V = tokenizer.vocab_size
     train_data, val_data = TokenDataset(train_tokens, CONTEXT), TokenDataset(val_tokens, CONTEXT)
     print(f"Text: {text.describe(corpus)}")
     print(f"Expect: {V} equally likely characters are {math.log2(V):.2f} bits; a minute of counting n-grams, then "
           f"{args.seconds:g} seconds for each of {len(args.models)} models.\n")
 
-    results = {"studies": {n: study_ngrams(c) for n, c in {name: corpus, **also}.items()}, "curves": {}}
-    for n, study in results["studies"].items():
-        print(f"N-grams on {n}, by order, in bits per character:\n  "
-              + ", ".join(f"{order}: {value:.2f}" for order, value in zip(ORDERS, study["by_order"])))
-        print(f"  {study['known_runs_of_12']:.0%} of the runs of 12 characters in its validation part occur in its "
-              "training part, word for word.")
+    results = {"studies": {n: study_ngrams(n, c) for n, c in {name: corpus, **also}.items()}, "curves": {}}
     rows = []
     for order in (3, 5, 12):
         start = time.perf_counter()

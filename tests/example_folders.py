@@ -87,3 +87,19 @@ def written(rows, ids, folder, tokenizer):
         row = [int(i) for i in row]
         last = next((t for t in range(len(ids), len(row)) if row[t] in ends), len(row))
         yield tokenizer.decode([i for i in row[:last] if i < n_tokens])
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A folder with a folder for each kind of published model."""
+    where = tmp_path_factory.mktemp("published")
+    publish_each_kind(where)
+    return where
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with runs/gpt and runs/bert in it."""
+    where = tmp_path_factory.mktemp("trained")
+    leave_runs(where)
+    return where

@@ -77,6 +77,7 @@ def test_sequence_to_sequence_runs_and_leaves_its_pictures(tmp_path):
     assert (tmp_path / "runs/seq2seq/attention.png").stat().st_size > 5000
     assert (tmp_path / "runs/seq2seq/t5/loss.png").exists()
     refusal = run("8_sequence_to_sequence.py", "--ask", "number: cinq", where=tmp_path, code=1)
+    assert run("8_sequence_to_sequence.py", "--ask", " ", where=tmp_path, code=1).startswith('error: --ask " "')
     assert refusal == 'error: "number: cinq": "cinq" does not occur in the examples; write it as they do'
 
 
@@ -93,8 +94,8 @@ def test_history_compares_all_models_on_one_text(tmp_path):
     assert (tmp_path / "runs/history/history.png").stat().st_size > 5000
     for kind, curve in results["curves"].items():
         assert curve[-1][1] < curve[0][1], f"{kind} has learned nothing"
-    V, old, new = history.prepare(tinyllm.text.clean(text, fold=False))
-    model = tinyllm.NGram(tinyllm.NGramConfig(vocab_size=V, order=3)).fit(old)
+    tokenizer, old, new = history.prepare(tinyllm.text.clean(text, fold=False))
+    model = tinyllm.NGram(tinyllm.NGramConfig(vocab_size=tokenizer.vocab_size, order=3)).fit(old)
     windows = np.lib.stride_tricks.sliding_window_view(new, history.CONTEXT + 1)[::history.CONTEXT]
     rest = new[len(windows) * history.CONTEXT:][None]
     total = sum(model.loss(part[:, :-1], part[:, 1:], reduction="sum").item() for part in (windows, rest)
@@ -107,5 +108,7 @@ def test_how_far_a_text_repeats_is_counted():
     assert history.known(2, old, new) == 0.5                        # 2 3 and 3 4, not 9 2 and 4 1
 
 
-def test_no_time_to_learn_is_refused(tmp_path):
+def test_no_text_and_no_time_to_learn_are_refused(tmp_path):
+    (tmp_path / "short.txt").write_text("cookie\n", encoding="utf-8")
+    assert run("9_history.py", "--text", "short.txt", where=tmp_path, code=1).startswith("error: the text has 7 char")
     assert run("9_history.py", "--seconds", 0, where=tmp_path, code=1).startswith("error: --seconds 0")

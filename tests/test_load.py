@@ -1,27 +1,10 @@
-"""load() and model_input(): any folder is opened, and a text read, as transformers does it; or a sentence says why not.
-"""
+"""load() and model_input(): a folder is opened, and a text read, as transformers does; or one sentence says why not."""
 import pytest
-from example_folders import PROMPT, leave_runs, publish_each_kind, theirs
+from example_folders import PROMPT, published, theirs, trained  # noqa: F401 (two are fixtures)
 from reference_tokenizers import train_bpe
 
 import tinyllm
 from tinyllm import checkpoint, optim
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    """A folder with a folder for each kind of published model."""
-    where = tmp_path_factory.mktemp("published")
-    publish_each_kind(where)
-    return where
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A folder with runs/gpt and runs/bert in it."""
-    where = tmp_path_factory.mktemp("trained")
-    leave_runs(where)
-    return where
 
 
 @pytest.mark.parametrize("name, class_", [("gpt2", tinyllm.GPT), ("llama", tinyllm.GPT), ("bert", tinyllm.BERT),

@@ -74,7 +74,8 @@ def cut_at(text: str, tokens: Collection[AddedToken]) -> Iterator[tuple[int, int
     done = 0
     for match in _any_of(frozenset(by_content)).finditer(text) if tokens else ():
         token, (start, end) = by_content[match[0]], match.span()
-        if token.single_word and (regex.match(r"\w", text[end : end + 1]) or regex.match(r"\w", text[:start][-1:])):
+        neighbours = text[max(start - 1, 0) : start] + text[end : end + 1]
+        if token.single_word and regex.search(r"\w", neighbours):
             continue
         if token.lstrip:
             start = regex.search(r"\s*\Z", text[done:start]).start() + done

@@ -49,6 +49,7 @@ def normalizer_rules(normalization: str | dict) -> list[Rule]:
 
 
 def decode_base64(text: str | None) -> bytes:
+    """Return the bytes of a charsmap; ValueError if the text is not base64."""
     try:
         return base64.b64decode(text or "", validate=True)
     except binascii.Error:
