@@ -50,6 +50,8 @@ def arguments():
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32",
                         help="of the weights and activations; the 16-bit ones with --backend triton only")
     parser.add_argument("--deterministic", action="store_true", help="on a GPU: the same bits in every run, slower")
+    parser.add_argument("--no-capture", dest="capture", action="store_false",
+                        help="on a GPU: launch each kernel from Python, in place of one CUDA graph for a step")
     parser.add_argument("--out", default="runs/gpt", help="folder for everything that is written")
     parser.add_argument("--resume", nargs="?", const="latest", metavar="CHECKPOINT",
                         help="continue from a checkpoint (default: the newest in --out)")
@@ -72,7 +74,7 @@ def arguments():
 
 def main():
     args = arguments()
-    config = train.TrainConfig(**{name: getattr(args, name) for name in TRAINING})
+    config = train.TrainConfig(**{name: getattr(args, name) for name in [*TRAINING, "capture"]})
     corpus = text.clean(text.read_text(*args.text), fold=False) if args.text else text.default_corpus()
     print(f"Text, cleaned: {text.describe(corpus)}" + ("" if args.text else " (the pages behind Python's help())"))
     tokenizer = make_tokenizer(args, corpus)

@@ -25,19 +25,25 @@ import warnings
 import numpy as np
 import torch
 import triton
-import benchmark_step   # noqa: F401  both fill JOBS, first the whole step, then its parts
-import benchmark_jobs   # noqa: F401
+import benchmark_step       # noqa: F401  they fill JOBS: first the whole step, then its parts, then other models
+import benchmark_optimizer  # noqa: F401
+import benchmark_jobs       # noqa: F401
+import benchmark_decode     # noqa: F401
+import benchmark_models     # noqa: F401
 from benchmark_rows import FEWEST, JOBS, Contender, GpuClock, Sizes, WallClock, agreement, kernels, one_line
+from benchmark_report import conclude, print_head, print_row
 from tinyllm.kernels import runtime
 
 ROWS = 60               # a row may take this part of the time that there is, its compilation aside
-TINY = dict(B=2, T=8, C=32, H=2, V=67, long=16, keys=128, rows=16, parameters=5000,
-            models=(("tiny", dict(vocab_size=67, n_positions=8, n_embd=32, n_layer=1, n_head=2), 2),))
+SMALL = dict(vocab_size=67, n_positions=8, n_embd=32, n_layer=1, n_head=2)
+TINY = dict(B=2, T=8, C=32, H=2, V=67, long=16, keys=128, rows=16, parameters=5000, warm=2,
+            models=(("tiny", SMALL, 2),), writing=("tiny", SMALL, (1, 2), 4),
+            bert=("tiny", dict(vocab_size=67, hidden_size=32, num_hidden_layers=1, intermediate_size=64,
+                               max_position_embeddings=8), 2, 8),
+            lstm=("nano", dict(vocab_size=67, n_layer=1), 2, 4),
+            seq2seq=("base", dict(vocab_size=67, d_model=32, nhead=2, dim_feedforward=64, n_positions=8,
+                                  num_encoder_layers=1, num_decoder_layers=1), 2, 4))
 INTERPRETER_NOTE, TINY_NOTE = "interpreter: no GPU, times mean nothing", "smoke: tiny sizes, times mean nothing"
-HEADER = """\
-us: a call's median time in microseconds, in a CUDA graph where that works; spread: 10th to 90th percentile; launched:
-the same from Python. floor: what the card needs at the least, max(bytes / bandwidth, operations / rate), in percent of
-us: 100 is perfect. ratio: the time of torch's best alternative / ours: above 1, ours is faster."""
 
 
 def measure(row, s, clock, floors, seconds, meaningful):
@@ -50,7 +56,7 @@ def measure(row, s, clock, floors, seconds, meaningful):
     except Exception as error:
         reasons["agreement"] = one_line(error)
         clock.wait(row)
-    calls = {"ours": row.ours, **row.torch}
+    calls = {"ours": row.ours, **row.also, **row.torch}
     for name, call in calls.items():
         try:
             contenders[name] = Contender(call, row, clock)
@@ -65,14 +71,15 @@ def measure(row, s, clock, floors, seconds, meaningful):
         if i + 1 >= FEWEST and time.perf_counter() > end:
             break
     times = {name: statistics.median(contenders[name].times) if name in contenders else None for name in calls}
-    ours, theirs = times["ours"], [us for name, us in times.items() if name != "ours" and us]
+    ours, theirs = times["ours"], [times[name] for name in row.torch if times[name]]
     floor = 1e6 * max(row.bytes / floors["copy_bytes_per_second"],
                       row.operations / floors["matrix_operations_per_second"][str(s.dtype)[6:]])
     return {"name": row.name, "microseconds": ours, "spread": contenders["ours"].spread() if ours else None,
             "percent_of_floor": 100 * floor / ours if ours and meaningful else None,
             "ratio": min(theirs) / ours if ours and theirs and meaningful else None,
-            "torch": {name: times[name] for name in row.torch},
+            "torch": {name: times[name] for name in row.torch}, "also": {name: times[name] for name in row.also},
             "launched_microseconds": {name: statistics.median(c.runs["launched"][2]) for name, c in contenders.items()},
+            "host_microseconds": {name: statistics.median(c.hosts) for name, c in contenders.items()},
             "bytes": row.bytes, "operations": row.operations, **agreed, "reasons": reasons,
             **row.extra({name: us for name, us in times.items() if us})}
 
@@ -161,10 +168,12 @@ def measure_job(name, s, clock, seconds, report, is_over):
         for row in JOBS[name](s):
             if is_over():
                 return False
-            report.add(measure(row, s, clock, report.facts["floors"], seconds, report.facts["note"] is None))
+            figures = measure(row, s, clock, report.facts["floors"], seconds, report.facts["note"] is None)
+            report.add({"job": name, **figures})
             print_row(report.results[-1])
     except Exception as error:                                  # its arrays did not fit, or worse
-        report.add({"name": name, "microseconds": None, "agrees": None, "reasons": {"ours": one_line(error)}})
+        report.add({"job": name, "name": name, "microseconds": None, "agrees": None,
+                    "reasons": {"ours": one_line(error)}})
         print_row(report.results[-1])
     return True
 
@@ -176,64 +185,3 @@ def forget():
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def conclude(results):
-    """Say which rows are not to be trusted; the exit code."""
-    wrong = [r["name"] for r in results if not r["agrees"] or r["microseconds"] is None]
-    print(f"Ours failed, or does not agree with torch: {', '.join(wrong)}." if wrong else
-          f"All {len(results)} agree with torch, within the rule at the top of benchmark_gpu.py.")
-    return 1 if wrong else 0
-
-
-def print_head(facts):
-    """What the machine is and can do, and the columns."""
-    machine, floors, launch = facts["machine"], facts["floors"], facts["floors"]["launch_microseconds"]
-    print(f"{machine['card'] or 'No GPU'}, {facts['dtype']}, torch {machine['torch']}, triton {machine['triton']}")
-    if facts["note"]:
-        print(f"*** {facts['note']} ***")
-    else:
-        rates = ", ".join(f"{rate / 1e12:.1f} TFLOP/s in {dtype}"
-                          for dtype, rate in floors["matrix_operations_per_second"].items())
-        print(f"It copies {floors['copy_bytes_per_second'] / 1e12:.2f} TB/s and multiplies {rates}.\n"
-              f"A launch takes {', '.join(f'{us:.1f} us ({name})' for name, us in launch.items())}.")
-    print(f"{HEADER}\n\n{'':34}{'us':>9}{'spread':>19}{'launched':>10}{'floor':>7}{'ratio':>7}   torch, us", flush=True)
-
-
-def print_row(r):
-    """A line of the table, and below it what is not as it should be."""
-    us = lambda value: "-" if value is None else f"{value:.{0 if value >= 10_000 else 1}f}"
-    share, ratio, launched = r.get("percent_of_floor"), r.get("ratio"), r.get("launched_microseconds", {}).get("ours")
-    spread = " to ".join(map(us, r.get("spread") or [None]))
-    print(f"{r['name']:34}{us(r['microseconds']):>9}{spread:>19}{us(launched):>10}"
-          f"{'-' if share is None else f'{share:.0f}%':>7}{'-' if ratio is None else f'{ratio:.2f}':>7}   "
-          + "  ".join(f"{name} {us(value)}" for name, value in r.get("torch", {}).items()), flush=True)
-    if r["agrees"] is False:
-        off = "not finite" if r["error"] is None else f"off by {r['error']:.1e} of the largest entry"
-        print(f"    DISAGREES with torch eager: {off}, allowed is {r['allowed_error']:.1e}")
-    for what in ("tokens_per_second", "peak_memory_bytes"):
-        for name, value in r.get(what, {}).items():
-            print(f"    {what.replace('_', ' ')}, {name}: {value:,.0f}")
-    for name, reason in r["reasons"].items():
-        print(f"    {name}: {reason}")
-
-
-def picture(report):
-    """Bars: how near each row comes to its floor, and how much faster than torch's best it is."""
-    from matplotlib.figure import Figure
-    rows = report.results
-    figure = Figure(figsize=(12, 1.6 + 0.24 * len(rows)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for axes, key, form, label in (
-            (left, "percent_of_floor", "{:.0f}", "percent of what the card can do (floor / time)"),
-            (right, "ratio", "{:.2f}", "time of torch's best / ours (above 1: ours is faster)")):
-        values = [r.get(key) or 0 for r in rows]
-        bars = axes.barh(range(len(rows)), values, height=0.7, color="#4c72b0" if axes is left else "#55a868")
-        axes.bar_label(bars, [form.format(v) if v else "-" for v in values], padding=3, fontsize=8)
-        axes.set(xlabel=label, xlim=(0, 1.12 * max(values + [100 if axes is left else 1])))
-        axes.axvline(100 if axes is left else 1, color="gray", linestyle="--", linewidth=1)
-    left.set(yticks=range(len(rows)), yticklabels=[r["name"] for r in rows], ylim=(len(rows) - 0.4, -0.6))
-    machine = report.facts["machine"]
-    figure.suptitle(f"{machine['card'] or 'no GPU'}, {report.facts['dtype']}, torch {machine['torch']}, triton "
-                    f"{machine['triton']}" + (f"\n{report.facts['note']}" if report.facts["note"] else ""))
-    return figure

@@ -12,8 +12,8 @@ and what a torch user would write instead:
     compiled        torch.compile of that
     flash, cudnn    F.scaled_dot_product_attention, held to one of its kernels (eager takes the one that it prefers)
 
-Gradients of weights are float32 in tinyllm, and of the weights' own type in torch. The optimizer's jobs, and the whole
-training step, are in benchmark_step.py.
+Gradients of weights are float32 in tinyllm, and of the weights' own type in torch. The optimizer's jobs are in
+benchmark_optimizer.py; whole models in benchmark_step.py, benchmark_models.py and benchmark_decode.py.
 """
 import contextlib
 import functools
@@ -213,14 +213,17 @@ def gelu(s):
 
 @job
 def dropout(s):
-    """Ours and torch's draw other masks: what is kept must be x / (1 - p), and a share of 1 - p must be kept."""
+    """Ours and torch's draw other masks: what is kept must be x / (1 - p), and a share of 1 - p must be kept.
+
+    The mask is seen in what the forward pass made of x, except where x happens to be 0.
+    """
     m, p = s.n * s.C, 0.1
 
     def pairs(way, arrays, forward, douts):
-        out, saved = forward
+        (out, saved), seen = forward, arrays[0] != 0
         found, x = (out, arrays[0]) if way == "forward" else (kernels.dropout_backward(*douts, saved=saved)[0], *douts)
-        share = (out != 0).double().mean()
-        return [(found, torch.where(out != 0, x / (1 - p), 0), None),
+        share = (out[seen] != 0).double().mean()
+        return [(found[seen], torch.where(out != 0, x / (1 - p), 0)[seen], None),
                 (share, torch.full_like(share, 1 - p), 5 * math.sqrt(p * (1 - p) / m))]         # five sigma
 
     return both_ways(s, "dropout", lambda: (s.new(s.n, s.C), s.ids(2)), lambda x, rng: F.dropout(x, p), p=p,

@@ -6,7 +6,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from tinyllm import backend
@@ -33,7 +33,13 @@ class Sizes:
     keys: int = 1024        # that a new token finds in the key/value cache
     rows: int = 8192        # of logits at a time: of all 32,768, each of torch's float32 copies would take 6.6 GB
     parameters: int = 124_439_808
-    models: tuple = (("small", {"vocab_size": 65}, 64), ("gpt2", {}, 32))       # preset, changes, texts a step
+    models: tuple = (("gpt2", {}, 32), ("small", {"vocab_size": 65}, 64))       # preset, changes, texts a step
+    warm: int = 3           # steps of each before the clock starts: their losses are compared, their peak memory counts
+    bert: tuple = ("base", {}, 128, 512)                                        # and tokens a text
+    lstm: tuple = ("tiny", {"vocab_size": 10000, "n_positions": 256, "n_embd": 512, "n_hidden": 512, "n_layer": 2}, 64,
+                   256)
+    seq2seq: tuple = ("base", {}, 64, 128)
+    writing: tuple = ("gpt2", {}, (1, 64), 512)                                 # texts at a time; tokens they have
 
     def __post_init__(self):
         self.n, self.e = self.B * self.T, self.dtype.itemsize
@@ -65,6 +71,7 @@ class Row:
     pairs: Callable | None = None       # () -> [(ours, torch's, allowed or None)]; None: compare results, see below
     capture: bool = True                # as a CUDA graph
     extra: Callable = lambda times: {}  # {name: microseconds} -> more figures
+    also: dict = field(default_factory=dict)                    # name: call, other ways of ours; they win no ratio
 
     def compared(self):
         """[(ours, torch's, how far they may be apart or None for the rule)]"""
@@ -135,7 +142,12 @@ def both_ways(s, name, new, function, forward, backward, op=None, learned=math.i
 # ------------------------------------------------------------------ what its calls take, and whether they agree
 
 class GpuClock:
-    """Times with CUDA events. Everything runs on one stream of its own, since the default one cannot be recorded."""
+    """Times with CUDA events. Everything runs on one stream of its own, since the default one cannot be recorded.
+
+    host: microseconds that Python was busy with a run of the last sample; it waits where the GPU's queue is full.
+    """
+
+    host = 0.0
 
     def __init__(self):
         self.stream, self.rounds, self.records = torch.cuda.Stream(), ROUNDS, True
@@ -153,8 +165,7 @@ class GpuClock:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         run()
         start.record()
-        for _ in range(loops):
-            run()
+        self.host = seconds_of(run, loops) * 1e6 / loops
         end.record()
         end.synchronize()
         return start.elapsed_time(end) * 1000 / loops
@@ -171,19 +182,25 @@ class GpuClock:
         return graph.replay
 
 
+def seconds_of(run, loops):
+    """How long Python takes for so many runs."""
+    start = time.perf_counter()
+    for _ in range(loops):
+        run()
+    return time.perf_counter() - start
+
+
 class WallClock:
     """Without a GPU: one sample of each, for the sake of running everything once."""
 
-    rounds, records = 1, False
+    rounds, records, host = 1, False, 0.0
 
     def wait(self, row):
         pass
 
     def sample(self, run, loops=1):
-        start = time.perf_counter()
-        for _ in range(loops):
-            run()
-        return (time.perf_counter() - start) * 1e6 / loops
+        self.host = seconds_of(run, loops) * 1e6 / loops
+        return self.host
 
     def repeats(self, run):
         return 1
@@ -205,7 +222,7 @@ class Contender:
                 self.reason = "not recorded: " + one_line(error)
                 clock.wait(row)
         self.runs = {how: (run, clock.repeats(run), []) for how, run in runs.items()}
-        self.times = self.runs.get("recorded", self.runs["launched"])[2]
+        self.times, self.hosts = self.runs.get("recorded", self.runs["launched"])[2], []
 
     def all(self):
         """Results are kept for a round, so that neighbouring calls write to different places in memory."""
@@ -214,8 +231,10 @@ class Contender:
             kept[i % self.copies] = self.call(i % self.copies)
 
     def sample(self):
-        for run, loops, times in self.runs.values():
+        for how, (run, loops, times) in self.runs.items():
             times.append(self.clock.sample(run, loops) / self.n)
+            if how == "launched":
+                self.hosts.append(self.clock.host / self.n)
 
     def spread(self):
         times = sorted(self.times)

@@ -14,7 +14,8 @@ Reading order:
  7. loss.py             an array that becomes its own gradient
  8. matmul.py           the tiled matrix product          matmul_tma.py   the same on Hopper     product.py   which one
  9. linear.py           layers; what follows a product happens in its registers
-                        linear_int8.py   and with weights of one byte
+                        fused_linear.py   all that stands around a layer, for a few rows
+                        linear_int8.py    and weights of one byte
 10. attention.py        softmax and product in one; with it attention_tiles.py, attention_gradients.py, and
                         attention_decode.py
 11. random.py           random numbers without a state    dropout.py, sample.py
@@ -22,13 +23,14 @@ Reading order:
 13. recurrent.py        a launch for each step of a sequence
 14. rope.py             a small one                       movement.py     what needs no kernel
 15. configs.py          how large the tiles are           runtime.py      where all the arrays come from
-16. interpreter.py      Triton's interpreter, made to tell the truth
+16. graph.py            a whole step as one launch
+17. interpreter.py      Triton's interpreter, made to tell the truth
 """
 # ruff: noqa: F401
 
 from .activation import gelu_backward, gelu_forward, silu_backward, silu_forward, swiglu_backward, swiglu_forward
 from .attention import attention_backward, attention_forward, self_attention_backward, self_attention_forward
-from .attention_decode import kv_append, kv_reorder
+from .attention_decode import cached_attention, kv_append, kv_reorder, text_positions
 from .dropout import dropout_backward, dropout_forward
 from .elementwise import (
     add_backward, add_forward, div_backward, div_forward, erf_backward, erf_forward, exp_backward, exp_forward,
@@ -38,6 +40,8 @@ from .elementwise import (
     where_forward,
 )
 from .embedding import embedding_backward, embedding_forward
+from .graph import capture, records
+from .fused_linear import fused_linear
 from .linear import (
     linear_backward, linear_forward, linear_gelu_backward, linear_gelu_forward, mlp_backward, mlp_forward,
 )
@@ -59,7 +63,7 @@ from .random import first_bits
 from .reduce import max_backward, max_forward, mean_backward, mean_forward, sum_backward, sum_forward, unbroadcast
 from .recurrent import lstm_backward, lstm_forward, rnn_backward, rnn_forward
 from .rope import rope_backward, rope_forward
-from .runtime import capture, copy, device, empty, from_numpy, own, to_numpy
+from .runtime import copy, device, empty, from_numpy, own, to_numpy
 from .sample import sample
 from .softmax import log_softmax_backward, log_softmax_forward, softmax_backward, softmax_forward
 

@@ -12,9 +12,9 @@ weighted sum of the v. When a block brings a larger m, what has been summed is s
 online softmax of softmax.py. Of the softmax only lse = m + log l is saved, since exp(s - lse) is p again. Powers are of
 2, not of e: the GPU has an instruction for those, and log2(e) is a factor of the scale.
 
-    q_ptr (B, T, H, D), k_ptr and v_ptr (B, S, K, D): strides of (batch, token, head) given, D contiguous. The packed
-                        (B, T, 3 H D) of self_attention is three such views; nothing is copied apart. Query head h reads
-                        key head h // (H / K)
+    q_ptr (B, T, H, D), k_source and v_source (B, S, K, D): strides of (batch, token, head) given, D contiguous. The
+                        packed (B, T, 3 H D) of self_attention is three such views; nothing is copied apart. Query head
+                        h reads key head h // (H / K). TMA: k and v are descriptors, not pointers (see load_tile)
     bias_ptr            (B or 1, H or 1, T, S) or None; strides of (batch, head, query), 0 where it has size 1
     limits_ptr          (B, 2) int32: row b sees the keys start <= j < end
     rng_ptr             (2,) or None: dropout of the probabilities (random.py)
@@ -28,7 +28,8 @@ import triton.language as tl
 
 from . import attention_decode, attention_gradients, configs, runtime
 from .attention_tiles import (
-    LOG2E, block_d, extras, limits, load_rows, scores_of, store_rows, strides_of, survivors_of, unmasked_keys,
+    LOG2E, block_d, extras, head_of, hide, limits, load_rows, load_tile, scores_of, sources, store_rows, strides_of,
+    survivors_of, visible_keys,
 )
 from .dropout import keep_threshold
 from .softmax import LOWEST
@@ -53,59 +54,54 @@ def naive_attention_kernel(q_ptr, k_ptr, v_ptr, out_ptr, T, S, scale, BLOCK_Q: t
 
 
 @triton.jit
-def attend(q, m, l, total, first, last, first_query, start, end, k_ptr, v_ptr, bias_ptr, rng_ptr, row, sizes, strides,
-           numbers, MASKED: tl.constexpr, BLOCK_K: tl.constexpr, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Meet the keys from `first` on, up to `last`: the running m, l and total of the queries.
-
-    MASKED: whether some of these keys are hidden from some of the queries.
-    """
-    S = sizes[1]
+def attend(q, m, l, total, first_query, start, middle, end, k_source, v_source, bias_ptr, rng_ptr, batch, key_head, row,
+           sizes, strides, numbers, BLOCK_K: tl.constexpr, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr,
+           TMA: tl.constexpr):
+    """Meet the keys from `start` up to `end`: the running m, l and total of the queries."""
     queries = first_query + tl.arange(0, q.shape[0])
-    for key in range(first, last, BLOCK_K):
+    scale, later = numbers[0], 1.0
+    if bias_ptr is None:
+        scale, later = 1.0, numbers[0]      # as it is positive, it can wait: s scale - m is one instruction
+    for key in range(start // BLOCK_K * BLOCK_K, end, BLOCK_K):
         keys = key + tl.arange(0, BLOCK_K)
-        k = load_rows(k_ptr, keys, strides[1], S, HEAD_SIZE, BLOCK_D, MASKED)                   # (BLOCK_K, BLOCK_D)
-        s = scores_of(q, k, queries[:, None], keys[None, :], start, end, bias_ptr, sizes, strides[4], numbers[0],
-                      MASKED)
-        m_new = tl.maximum(m, tl.max(s, axis=1))
-        p = tl.exp2(s - m_new[:, None])                                                         # (BLOCK_Q, BLOCK_K)
+        k = load_tile(k_source, strides[1], batch, key_head, key, sizes[1], BLOCK_K, HEAD_SIZE, BLOCK_D, TMA)
+        s = scores_of(q, k, queries[:, None], keys[None, :], start, end, bias_ptr, sizes, strides[4], scale, False)
+        if (key < start) | (key + BLOCK_K > middle):
+            s = hide(s, queries[:, None], keys[None, :], start, end, sizes[2], float("-inf"))
+        m_new = tl.maximum(m, tl.max(s, axis=1) * later)
+        p = tl.exp2(s * later - m_new[:, None])                                                 # (BLOCK_Q, BLOCK_K)
         shrink = tl.exp2(m - m_new)
         l = l * shrink + tl.sum(p, axis=1)
-        p *= survivors_of(rng_ptr, row, queries, key, S, numbers, BLOCK_K)
-        v = load_rows(v_ptr, keys, strides[2], S, HEAD_SIZE, BLOCK_D, MASKED)
+        p *= survivors_of(rng_ptr, row, queries, key, sizes[1], numbers, BLOCK_K)
+        v = load_tile(v_source, strides[2], batch, key_head, key, sizes[1], BLOCK_K, HEAD_SIZE, BLOCK_D, TMA)
         total = tl.dot(p.to(v.dtype), v, total * shrink[:, None], input_precision="ieee")
         m = m_new
     return m, l, total
 
 
 @triton.jit
-def attention_kernel(q_ptr, k_ptr, v_ptr, bias_ptr, limits_ptr, rng_ptr, out_ptr, lse_ptr, H, group, sizes, strides,
-                     numbers, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, HEAD_SIZE: tl.constexpr,
-                     BLOCK_D: tl.constexpr):
+def attention_kernel(q_ptr, k_source, v_source, bias_ptr, limits_ptr, rng_ptr, out_ptr, lse_ptr, H, group, sizes,
+                     strides, numbers, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, HEAD_SIZE: tl.constexpr,
+                     BLOCK_D: tl.constexpr, TMA: tl.constexpr):
     T, S, offset = sizes
-    batch, head = (tl.program_id(1) // H).to(tl.int64), (tl.program_id(1) % H).to(tl.int64)
+    batch, head = tl.program_id(1) // H, tl.program_id(1) % H
     first_query = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_Q
     queries = first_query + tl.arange(0, BLOCK_Q)
-    q_ptr += batch * strides[0][0] + head * strides[0][2]
-    k_ptr += batch * strides[1][0] + head // group * strides[1][2]
-    v_ptr += batch * strides[2][0] + head // group * strides[2][2]
-    out_ptr += batch * strides[3][0] + head * strides[3][2]
+    row = tl.program_id(1).to(tl.int64) * T
     if bias_ptr is not None:
-        bias_ptr += batch * strides[4][0] + head * strides[4][1]
-    row = (batch * H + head) * T
+        bias_ptr += batch.to(tl.int64) * strides[4][0] + head.to(tl.int64) * strides[4][1]
 
-    q = load_rows(q_ptr, queries, strides[0], T, HEAD_SIZE, BLOCK_D, True)
+    q = load_rows(head_of(q_ptr, strides[0], batch, head), queries, strides[0], T, HEAD_SIZE, BLOCK_D, True)
     m = tl.zeros((BLOCK_Q,), dtype=tl.float32) + LOWEST
     l = tl.zeros((BLOCK_Q,), dtype=tl.float32)
     total = tl.zeros((BLOCK_Q, BLOCK_D), dtype=tl.float32)
-    start, middle, end = unmasked_keys(limits_ptr, batch, first_query, BLOCK_Q, S, offset, BLOCK_K)
-    first = start // BLOCK_K * BLOCK_K
-    m, l, total = attend(q, m, l, total, first, middle, first_query, start, end, k_ptr, v_ptr, bias_ptr, rng_ptr, row,
-                         sizes, strides, numbers, False, BLOCK_K, HEAD_SIZE, BLOCK_D)
-    m, l, total = attend(q, m, l, total, middle, end, first_query, start, end, k_ptr, v_ptr, bias_ptr, rng_ptr, row,
-                         sizes, strides, numbers, True, BLOCK_K, HEAD_SIZE, BLOCK_D)
+    start, middle, end = visible_keys(limits_ptr, batch, first_query, BLOCK_Q, S, offset)
+    m, l, total = attend(q, m, l, total, first_query, start, middle, end, k_source, v_source, bias_ptr, rng_ptr, batch,
+                         head // group, row, sizes, strides, numbers, BLOCK_K, HEAD_SIZE, BLOCK_D, TMA)
 
     l = tl.where(l == 0.0, 1.0, l)      # no visible key at all: out is 0, and lse anything finite
-    store_rows(out_ptr, queries, strides[3], T, HEAD_SIZE, BLOCK_D, total / l[:, None])
+    store_rows(head_of(out_ptr, strides[3], batch, head), queries, strides[3], T, HEAD_SIZE, BLOCK_D,
+               total * (1.0 / l)[:, None])
     tl.store(lse_ptr + row + queries, m + tl.log2(l), mask=queries < T)
 
 
@@ -174,10 +170,12 @@ def attend_to(q, k, v, out, bias, limits, rng, causal, scale, dropout, site):
     if not out.numel():
         return saved
     if bias is None and rng is None and T * group <= attention_decode.ROWS and S >= attention_decode.SHORTEST:
-        attention_decode.forward(q, k, v, limits, out, lse, group, sizes, numbers)
+        attention_decode.forward(q, k, v, *limits.unbind(1), out, lse, group, sizes, numbers)
         return saved
-    config = configs.lookup("attention" + extras(bias, rng), q.dtype, D)
+    if bias is None and scale <= 0:     # the kernel may multiply scores by a positive scale only, or else with a bias
+        bias = runtime.empty((S,), q.dtype).zero_().expand(1, 1, T, S)
+    kv, config = sources(configs.lookup("attention" + extras(bias, rng), q.dtype, D), "BLOCK_K", k, v)
     attention_kernel[(triton.cdiv(T, config["BLOCK_Q"]), B * H)](
-        q, k, v, bias, limits, rng, out, lse, H, group, sizes, strides_of(q, k, v, out, bias=bias), numbers,
+        q, *kv, bias, limits, rng, out, lse, H, group, sizes, strides_of(q, k, v, out, bias=bias), numbers,
         HEAD_SIZE=D, BLOCK_D=block_d(D), **config)
     return saved

@@ -9,25 +9,53 @@ total as in attention.py, and writes these down; a second launch merges the part
 ("flash-decoding", Dao et al. 2023). All query heads that read one key head share the program, so keys and values are
 read once; their queries are the rows of one tile.
 
-    q_ptr, k_ptr, v_ptr, limits_ptr, out_ptr, lse_ptr     as in attention.py
+A step of writing puts its new keys and values into the cache first. That needs no launch of its own: the program into
+whose stretch they fall does it, before it reads. How many positions the cache holds stands in the GPU's memory, so that
+a recorded step (graph.py) can be played back for the next token; programs behind the end have nothing to do.
+
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr     as in attention.py
+    start_ptr, end_ptr     row b sees the keys from start[b] on (None: from 0), up to end[b]; any strides, also 0
+    new_k_ptr, new_v_ptr   (B, T, K, D) or None: what to put into the cache at end[b], which then ends T later
     partial_ptr      (B, K, parts, ROWS, D + 2) float32: total, m and l of each row
+    ROWS             query heads a key head times new tokens, rounded up; a tensor core takes no fewer than 16
+    EARLY            see fused_linear.py
     grids            (parts, B K), and (ROWS, B K) for the merge
 """
 
+import torch
 import triton
 import triton.language as tl
 
 from . import configs, runtime
-from .attention_tiles import block_d, load_rows, scores_of, strides_of
+from .attention_tiles import LOG2E, block_d, load_rows, scores_of, strides_of
+from .fused_linear import follow, launch_next
 from .softmax import LOWEST
 
-ROWS = 16           # query heads a key head times new tokens; also the least that a tensor core takes
+ROWS = 16           # query heads a key head times new tokens, up to which attention.py comes here
 SHORTEST = 128      # keys from which on splitting pays
 
 
 @triton.jit
-def attention_decode_kernel(q_ptr, k_ptr, v_ptr, limits_ptr, partial_ptr, key_heads, group, sizes, strides, numbers,
-                            ROWS: tl.constexpr, BLOCK_K: tl.constexpr, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr):
+def append(k_ptr, v_ptr, new_k_ptr, new_v_ptr, rows, T, end, first, last, strides, new_strides, HEAD_SIZE: tl.constexpr,
+           BLOCK_D: tl.constexpr):
+    """Put T new keys and values of a head behind the `end` that the cache holds: those between first and last."""
+    features = tl.arange(0, BLOCK_D)
+    new_k = load_rows(new_k_ptr, rows, new_strides[0], T, HEAD_SIZE, BLOCK_D, True)         # (ROWS, BLOCK_D)
+    new_v = load_rows(new_v_ptr, rows, new_strides[1], T, HEAD_SIZE, BLOCK_D, True)
+    places = (end + rows).to(tl.int64)
+    mine = ((rows < T) & (places >= first) & (places < last))[:, None] & (features < HEAD_SIZE)[None, :]
+    tl.store(k_ptr + places[:, None] * strides[1][1] + features[None, :], new_k, mask=mine)
+    tl.store(v_ptr + places[:, None] * strides[2][1] + features[None, :], new_v, mask=mine)
+    tl.debug_barrier()          # what some threads of this program wrote, others will read
+
+
+@triton.jit
+def attention_decode_kernel(q_ptr, k_ptr, v_ptr, start_ptr, end_ptr, new_k_ptr, new_v_ptr, partial_ptr, key_heads,
+                            group, sizes, strides, new_strides, limit_strides, numbers, ROWS: tl.constexpr,
+                            BLOCK_K: tl.constexpr, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr,
+                            EARLY: tl.constexpr = False):
+    launch_next(EARLY)
+    follow(EARLY)
     T, S, offset = sizes
     batch, key_head = (tl.program_id(1) // key_heads).to(tl.int64), (tl.program_id(1) % key_heads).to(tl.int64)
     rows, features = tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
@@ -37,22 +65,31 @@ def attention_decode_kernel(q_ptr, k_ptr, v_ptr, limits_ptr, partial_ptr, key_he
     q = tl.load(q_ptr + places[:, None] + features[None, :], mask=no_overhang, other=0.0)
     k_ptr += batch * strides[1][0] + key_head * strides[1][2]
     v_ptr += batch * strides[2][0] + key_head * strides[2][2]
-    start = tl.maximum(tl.load(limits_ptr + batch * 2), 0)
-    end = tl.minimum(tl.load(limits_ptr + batch * 2 + 1), S)
+    start = 0
+    if start_ptr is not None:
+        start = tl.maximum(tl.load(start_ptr + batch * limit_strides[0]).to(tl.int32), 0)
+    end = tl.minimum(tl.load(end_ptr + batch * limit_strides[1]).to(tl.int32), S)
     stretch = tl.cdiv(tl.cdiv(S, tl.num_programs(0)), BLOCK_K) * BLOCK_K
     first = tl.program_id(0) * stretch
+    if new_k_ptr is not None:
+        new_k_ptr += batch * new_strides[0][0] + key_head * new_strides[0][2]
+        new_v_ptr += batch * new_strides[1][0] + key_head * new_strides[1][2]
+        append(k_ptr, v_ptr, new_k_ptr, new_v_ptr, rows, T, end, first, tl.minimum(first + stretch, S), strides,
+               new_strides, HEAD_SIZE, BLOCK_D)
+        offset, end = end, tl.minimum(end + T, S)
+    sizes = (T, S, offset)
     m = tl.zeros((ROWS,), dtype=tl.float32) + LOWEST
     l = tl.zeros((ROWS,), dtype=tl.float32)
     total = tl.zeros((ROWS, BLOCK_D), dtype=tl.float32)
-    for key in range(first, tl.minimum(first + stretch, end), BLOCK_K):
+    for key in range(tl.maximum(first, start // BLOCK_K * BLOCK_K), tl.minimum(first + stretch, end), BLOCK_K):
         keys = key + tl.arange(0, BLOCK_K)
-        k = load_rows(k_ptr, keys, strides[1], S, HEAD_SIZE, BLOCK_D, True)
+        k = load_rows(k_ptr, keys, strides[1], end, HEAD_SIZE, BLOCK_D, True)       # what lies behind may be NaN
         s = scores_of(q, k, queries[:, None], keys[None, :], start, end, None, sizes, strides[4], numbers[0], True)
         m_new = tl.maximum(m, tl.max(s, axis=1))
         p = tl.exp2(s - m_new[:, None])
         shrink = tl.exp2(m - m_new)
         l = l * shrink + tl.sum(p, axis=1)
-        v = load_rows(v_ptr, keys, strides[2], S, HEAD_SIZE, BLOCK_D, True)
+        v = load_rows(v_ptr, keys, strides[2], end, HEAD_SIZE, BLOCK_D, True)
         total = tl.dot(p.to(v.dtype), v, total * shrink[:, None], input_precision="ieee")
         m = m_new
     partial_ptr += (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * ROWS * (HEAD_SIZE + 2)
@@ -64,7 +101,9 @@ def attention_decode_kernel(q_ptr, k_ptr, v_ptr, limits_ptr, partial_ptr, key_he
 
 @triton.jit
 def merge_kernel(partial_ptr, out_ptr, lse_ptr, key_heads, group, n_parts, T, out_strides, ROWS: tl.constexpr,
-                 PARTS: tl.constexpr, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr):
+                 PARTS: tl.constexpr, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, EARLY: tl.constexpr = False):
+    launch_next(EARLY)
+    follow(EARLY)
     batch, key_head = (tl.program_id(1) // key_heads).to(tl.int64), (tl.program_id(1) % key_heads).to(tl.int64)
     row = tl.program_id(0)
     query, head = row % T, key_head * group + row // T
@@ -84,19 +123,55 @@ def merge_kernel(partial_ptr, out_ptr, lse_ptr, key_heads, group, n_parts, T, ou
     tl.store(lse_ptr + (batch * key_heads * group + head) * T + query, m + tl.log2(l))
 
 
-def forward(q, k, v, limits, out, lse, group, sizes, numbers):
-    """Fill out and lse: q (B, T, H, D) with T * group <= ROWS, k and v (B, S, K, D)."""
+def forward(q, k, v, start, end, out, lse, group, sizes, numbers, new=(None, None)):
+    """Fill out and lse: q (B, T, H, D) with T * group a few, k and v (B, S, K, D), start (B,) or None, end (B,).
+
+    new: keys and values (B, T, K, D) that go into k and v, at `end`, before anybody looks.
+    """
     (B, T, H, D), (S, key_heads) = q.shape, k.shape[1:3]
     config = configs.lookup("attention_decode", q.dtype, D)
     wanted = triton.cdiv(2 * runtime.n_multiprocessors(), B * key_heads)
     parts = max(1, min(wanted, triton.cdiv(S, config["BLOCK_K"]), 64))
-    partial = runtime.empty((B, key_heads, parts, ROWS, D + 2))
-    tiles = {"ROWS": ROWS, "HEAD_SIZE": D, "BLOCK_D": block_d(D)}
-    strides = strides_of(q, k, v, out)
-    attention_decode_kernel[(parts, B * key_heads)](q, k, v, limits, partial, key_heads, group, sizes, strides,
-                                                    numbers, **tiles, **config)
+    tiles = {"ROWS": max(16, triton.next_power_of_2(T * group)), "HEAD_SIZE": D, "BLOCK_D": block_d(D)}
+    partial = runtime.empty((B, key_heads, parts, tiles["ROWS"], D + 2))
+    strides, new_strides = strides_of(q, k, v, out), strides_of(*(x for x in new if x is not None))[:2]
+    early = {name: config[name] for name in ("EARLY", "launch_pdl") if name in config}
+    limit_strides = tuple(0 if x is None else x.stride(0) for x in (start, end))
+    attention_decode_kernel[(parts, B * key_heads)](q, k, v, start, end, *new, partial, key_heads, group, sizes,
+                                                    strides, new_strides, limit_strides, numbers, **tiles, **config)
     merge_kernel[(T * group, B * key_heads)](partial, out, lse, key_heads, group, parts, T, strides[3],
-                                             PARTS=triton.next_power_of_2(parts), **tiles)
+                                             PARTS=triton.next_power_of_2(parts), **tiles, **early)
+
+
+def cached_attention(q, k, v, k_cache, v_cache, position, key_start=None):
+    """Put new keys and values into the cache, IN PLACE, and attend to all that it then holds, causally.
+
+    q (B, T, H, D); k, v (B, T, K, D); k_cache, v_cache (B, S, K, D); position (1,) integer: how many positions they
+    hold already, position + T <= S; key_start (B,) or None. -> (B, T, H, D)
+    """
+    q, k, v = (x if x.stride(-1) == 1 else runtime.contiguous(x) for x in (q, k, v))
+    (B, T, H, D), (S, key_heads) = q.shape, k_cache.shape[1:3]
+    if D > 128:
+        raise NotImplementedError(f"cached_attention: a head of {D} features does not fit the kernel's registers")
+    out, lse = runtime.empty(q.shape, q.dtype), runtime.empty((B, H, T))
+    if out.numel():
+        forward(q, k_cache, v_cache, key_start, position.expand(B), out, lse, H // key_heads, (T, S, 0),
+                (D ** -0.5 * LOG2E.value,), (k, v))
+    return out
+
+
+@triton.jit
+def text_positions_kernel(position_ptr, key_start_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    position = tl.load(position_ptr) - tl.load(key_start_ptr + rows, mask=rows < n, other=0)
+    tl.store(out_ptr + rows, tl.maximum(position, 0), mask=rows < n)
+
+
+def text_positions(position, key_start):
+    """How far a token at `position` (1,) is behind the start of each text: max(position - key_start, 0) -> (B,)"""
+    out = runtime.empty(key_start.shape, torch.int64)
+    text_positions_kernel[(triton.cdiv(len(out), 256),)](position, key_start, out, len(out), BLOCK=256)
+    return out
 
 
 def kv_append(k_cache, v_cache, k, v, *, position):

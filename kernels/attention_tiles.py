@@ -10,6 +10,7 @@ import math
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import runtime
 from .dropout import survivors
@@ -27,6 +28,43 @@ def load_rows(ptr, rows, strides, n_rows, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.c
     else:
         tile = tl.load(places)
     return tile
+
+
+@triton.jit
+def head_of(ptr, strides, batch, head):
+    """Where a head of one row of the batch starts; in 64 bits, as a batch may be longer than 2^31 numbers."""
+    return ptr + batch.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[2]
+
+
+@triton.jit
+def load_tile(source, strides, batch, head, first, n_rows, BLOCK: tl.constexpr, HEAD_SIZE: tl.constexpr,
+              BLOCK_D: tl.constexpr, TMA: tl.constexpr):
+    """BLOCK rows of a head from `first` on, (BLOCK, BLOCK_D); zero where they, or the features, hang over.
+
+    source: a pointer to the whole (B, T, H, D) array; with TMA a descriptor of it, by which the hardware fetches the
+    tile alone, without an address or a mask for each number (matmul_tma.py).
+
+    Only for tiles that a loop loads. What stays the same from turn to turn must come by pointers: fetched by TMA, it
+    would lie in registers as the left side of a product, and the assembler (ptxas 12.8 to 13.0) gives the same ones to
+    the left side of the loop's last product. From the second turn on, the first would read that instead.
+    """
+    if TMA:
+        tile = source.load([batch, first, head, 0]).reshape(BLOCK, BLOCK_D)
+    else:
+        tile = load_rows(head_of(source, strides, batch, head), first + tl.arange(0, BLOCK), strides, n_rows,
+                         HEAD_SIZE, BLOCK_D, True)
+    return tile
+
+
+@triton.jit
+def load_numbers(source, batch, head, H, first, n, BLOCK: tl.constexpr, TMA: tl.constexpr):
+    """BLOCK numbers of a head from `first` on, (BLOCK,), out of (B, H, n); zero where they hang over."""
+    if TMA:
+        numbers = source.load([batch, head, first]).reshape(BLOCK)
+    else:
+        places = first + tl.arange(0, BLOCK)
+        numbers = tl.load(source + (batch.to(tl.int64) * H + head) * n + places, mask=places < n, other=0.0)
+    return numbers
 
 
 @triton.jit
@@ -48,10 +86,16 @@ def scores_of(a, b, queries, keys, start, end, bias_ptr, sizes, bias_strides, sc
         places = bias_ptr + queries.to(tl.int64) * bias_strides[2] + keys
         s += tl.load(places, mask=(queries < T) & (keys < S), other=0.0).to(tl.float32) * LOG2E
     if MASKED:
-        no_padding = (keys >= start) & (keys < end)
-        no_future = keys <= queries + offset
-        s = tl.where(no_padding & no_future, s, float("-inf"))
+        s = hide(s, queries, keys, start, end, offset, float("-inf"))
     return s
+
+
+@triton.jit
+def hide(tile, queries, keys, start, end, offset, instead):
+    """The tile, with `instead` where a query may not look."""
+    no_padding = (keys >= start) & (keys < end)
+    no_future = keys <= queries + offset
+    return tl.where(no_padding & no_future, tile, instead)
 
 
 @triton.jit
@@ -68,17 +112,11 @@ def survivors_of(rng_ptr, row, queries, first_key, S, numbers, BLOCK_K: tl.const
 
 
 @triton.jit
-def unmasked_keys(limits_ptr, batch, first_query, n_queries, S, offset, BLOCK_K: tl.constexpr):
-    """(start, middle, end): a block of queries may see keys from `start` up to `end`; up to `middle` all see all.
-
-    middle is a multiple of BLOCK_K. Where start is none, there is no part without mask.
-    """
+def visible_keys(limits_ptr, batch, first_query, n_queries, S, offset):
+    """(start, middle, end): a block of queries may see keys from `start` up to `end`; up to `middle` all see all."""
     start = tl.maximum(tl.load(limits_ptr + batch * 2), 0)
     end = tl.minimum(tl.load(limits_ptr + batch * 2 + 1), S)
-    seen_by_all = tl.minimum(end, first_query + offset + 1)
-    first = start // BLOCK_K * BLOCK_K
-    middle = tl.maximum(first, seen_by_all // BLOCK_K * BLOCK_K)
-    middle = tl.where(first == start, middle, first)
+    middle = tl.minimum(end, first_query + offset + 1)
     return start, middle, tl.minimum(end, first_query + n_queries + offset)
 
 
@@ -112,3 +150,16 @@ def block_d(head_size):
 def extras(bias, rng):
     """What takes registers of its own, as configs.py names it: a bias, with or without dropout, comes first."""
     return "+bias" if bias is not None else "+dropout" if rng is not None else ""
+
+
+def sources(config, rows, *arrays):
+    """What load_tile() and load_numbers() read from, and the configuration with TMA on or off.
+
+    arrays: (B, T, H, D) or (B, H, T), in tiles of config[rows] rows. They become descriptors where config says TMA and
+    the hardware can: all must start at multiples of 16 bytes.
+    """
+    starts = [x.data_ptr() for x in arrays] + [s * x.element_size() for x in arrays for s in x.stride()[:-1]]
+    if not config.get("TMA") or any(start % 16 for start in starts):
+        return arrays, {**config, "TMA": False}
+    block = lambda x: [1, config[rows], 1, block_d(x.shape[3])] if x.ndim == 4 else [1, 1, config[rows]]
+    return [TensorDescriptor.from_tensor(x, block(x)) for x in arrays], config

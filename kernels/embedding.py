@@ -63,14 +63,15 @@ def embedding_backward_sorted_kernel(sorted_ptr, order_ptr, dout_ptr, dweight_pt
     if place > 0:
         if tl.load(sorted_ptr + place - 1) == id:
             return
-    total = tl.zeros((BLOCK_COLUMNS,), dtype=tl.float32)
+    places = dweight_ptr + id.to(tl.int64) * n_columns + columns
+    total = tl.load(places, mask=columns < n_columns, other=0.0)
     last = id
     while last == id:
         row = tl.load(order_ptr + place).to(tl.int64)
         total += tl.load(dout_ptr + row * n_columns + columns, mask=columns < n_columns, other=0.0).to(tl.float32)
         place += 1
         last = tl.load(sorted_ptr + place, mask=place < n_rows, other=-1)
-    tl.store(dweight_ptr + id.to(tl.int64) * n_columns + columns, total, mask=columns < n_columns)
+    tl.store(places, total, mask=columns < n_columns)
 
 
 def embedding_forward(ids, weight, *, needs=(False, True)):
@@ -89,14 +90,14 @@ def embedding_forward(ids, weight, *, needs=(False, True)):
     return out, (ids, vocabulary, needs)
 
 
-def embedding_backward(dout, saved):
-    """Scatter-add: dout (..., C) -> (None, dweight (V, C) in float32)."""
+def embedding_backward(dout, saved, into=(None, None)):
+    """Scatter-add: dout (..., C) -> (None, dweight (V, C) in float32); into[1]: an array to which it is added, IN PLACE."""
     ids, vocabulary, needs = saved
     if not needs[1]:
         return None, None
     channels = dout.shape[-1]
     dout = runtime.contiguous(dout)
-    dweight = runtime.empty((vocabulary, channels), torch.float32).zero_()
+    dweight = runtime.empty((vocabulary, channels), torch.float32).zero_() if into[1] is None else into[1]
     if dout.numel():
         grid, block_columns = _tiles(ids, channels)
         if runtime.deterministic:

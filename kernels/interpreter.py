@@ -7,7 +7,8 @@ inside. What it computes differs from a GPU in some ways that would mislead a re
    up integers. Here such blocks become float32, are computed with, and are rounded back to the nearest (ties to even).
 2. Loads under a mask and without `other=`. What the mask leaves out is undefined on a GPU; the interpreter makes it 0,
    so a kernel that relies on it works here alone. Here it is NaN (for integers a large negative number).
-3. `for k in range(0, K, BLOCK)` with K known at run time fails in Triton 3.6 with NumPy 2.4 or newer; and a comparison
+3. Adding a tile to memory by its descriptor (desc.atomic_add) is missing.
+4. `for k in range(0, K, BLOCK)` with K known at run time fails in Triton 3.6 with NumPy 2.4 or newer; and a comparison
    of two floats that are no blocks counts as a float afterwards, which `&` refuses.
 
 What it still hides: programs run one after another, so a race between two of them never shows; registers and shared
@@ -107,6 +108,15 @@ def _masked_load(method):
     return load
 
 
+def _descriptor_reduce(self, kind, descriptor, value, offsets):
+    """descriptor.atomic_add: the tile's part that does not hang over, added to what is there."""
+    if "ADD" not in str(kind).upper():
+        raise NotImplementedError(f"the interpreter's descriptors can add to memory only, not {kind}")
+    pointers, inside = descriptor.materialize_pointers(offsets)
+    before = self.create_masked_load(pointers, inside, TensorHandle(np.zeros_like(value.data), value.dtype), None, None, False)
+    return self.create_masked_store(pointers, TensorHandle(before.data + value.data, value.dtype), inside, None, None)
+
+
 def mend():
     """Change Triton's interpreter, for the whole process."""
     for name, decides in dict(binary_op=0, unary_op=0, ternary_op=2, create_fma=2, create_dot=2, create_erf=0,
@@ -116,6 +126,7 @@ def mend():
         setattr(InterpreterBuilder, name, _cast(getattr(InterpreterBuilder, name)))
     InterpreterBuilder.get_bf16 = lambda self, value: TensorHandle(narrow(np.array([value], np.float32)), tl.bfloat16)
     InterpreterBuilder.create_masked_load = _masked_load(InterpreterBuilder.create_masked_load)
+    InterpreterBuilder.create_descriptor_reduce = _descriptor_reduce
     for operations in (ReduceOps, ScanOps):
         operations.apply_impl = _reduce_in_float32(operations.apply_impl)
     if triton.__version__.startswith("3.6."):

@@ -15,6 +15,7 @@ makes a pass over memory of its own. Gradients of weights and biases are float32
 
 from . import runtime
 from .activation import gelu_tanh_backward
+from .fused_linear import BATCH, WIDE, fused_linear
 from .map import map_
 from .product import product, weight_gradient
 from .reduce import sum_rows
@@ -23,24 +24,30 @@ from .reduce import sum_rows
 def linear_forward(x, weight, bias=None, *, needs=(True, True, True)):
     """out = x W^T + b: x (..., I), weight (O, I), bias (O,) or None -> (out (..., O), saved).
 
-    `needs` says which gradients backward will compute.
+    `needs` says which gradients backward will compute. Without any, a few rows go to where they are at home.
     """
-    rows, out = runtime.as_rows(x), runtime.empty((*x.shape[:-1], weight.shape[0]), x.dtype)
+    rows = runtime.as_rows(x)
+    if not any(needs) and (len(rows) == 1 or len(rows) <= BATCH and len(weight) <= WIDE):
+        return fused_linear(x, weight, None, bias), None
+    out = runtime.empty((*x.shape[:-1], weight.shape[0]), x.dtype)
     _multiply(rows, weight.T, out, bias)
     return out, (rows, weight, bias is not None, needs, x.shape)
 
 
-def linear_backward(dout, saved):
-    """dout (..., O) -> (dx (..., I), dweight (O, I), dbias (O,)), None for what is not needed."""
+def linear_backward(dout, saved, into=(None, None, None)):
+    """dout (..., O) -> (dx (..., I), dweight (O, I), dbias (O,)), None for what is not needed.
+
+    into: for each argument an array to which its gradient shall be added, IN PLACE, or None; for x always None.
+    """
     x, weight, has_bias, needs, shape = saved
     dout = runtime.as_rows(dout)
     dx = dweight = dbias = None
     if needs[0]:
         dx = _multiply(dout, weight, runtime.empty(shape, x.dtype))
     if needs[1]:
-        dweight = weight_gradient(dout, x)
+        dweight = weight_gradient(dout, x, into=into[1])
     if has_bias and needs[2]:
-        dbias = sum_rows(dout)
+        dbias = sum_rows(dout, into[2])
     return dx, dweight, dbias
 
 
@@ -55,10 +62,10 @@ def linear_gelu_forward(x, weight, bias=None, *, needs=(True, True, True)):
     return out, (pre, (rows, weight, bias is not None, needs, x.shape))
 
 
-def linear_gelu_backward(dout, saved):
+def linear_gelu_backward(dout, saved, into=(None, None, None)):
     """dout (..., O) -> (dx (..., I), dweight (O, I), dbias (O,)), None for what is not needed."""
     pre, saved_linear = saved
-    return linear_backward(map_(gelu_tanh_backward, dout, pre), saved_linear)
+    return linear_backward(map_(gelu_tanh_backward, dout, pre), saved_linear, into)
 
 
 def mlp_forward(x, weight1, bias1, weight2, bias2, *, needs=(True,) * 5):
@@ -68,14 +75,14 @@ def mlp_forward(x, weight1, bias1, weight2, bias2, *, needs=(True,) * 5):
     return out, (pre, saved1, saved2)
 
 
-def mlp_backward(dout, saved):
+def mlp_backward(dout, saved, into=(None,) * 5):
     """The two layers' backward passes; the slope of GELU is applied to dout W2 while that is in registers."""
     pre, saved1, (hidden, weight2, has_bias2, (needs_hidden, *needs2), shape) = saved
-    _, dweight2, dbias2 = linear_backward(dout, (hidden, weight2, has_bias2, (False, *needs2), shape))
+    _, dweight2, dbias2 = linear_backward(dout, (hidden, weight2, has_bias2, (False, *needs2), shape), (None, *into[3:]))
     if not needs_hidden:
         return None, None, None, dweight2, dbias2
     dpre = _multiply(runtime.as_rows(dout), weight2, runtime.empty(pre.shape, pre.dtype), None, pre, "gelu backward")
-    return *linear_backward(dpre, saved1), dweight2, dbias2
+    return *linear_backward(dpre, saved1, into[:3]), dweight2, dbias2
 
 
 def _multiply(rows, matrix, out, bias=None, pre=None, epilogue="none"):

@@ -208,7 +208,7 @@ def linear_cross_entropy_forward(x, weight, targets, *, ignore_index=-100, label
     return loss, (logits, x, weight, share, needs)      # the logits are their own gradient now
 
 
-def linear_cross_entropy_backward(dout, saved):
+def linear_cross_entropy_backward(dout, saved, into=(None, None, None)):
     """dout, of the loss's shape -> (dx (N, C), dweight (V, C) in float32, None).
 
     dlogits belongs to the sum of the losses and is not touched: each row's factor multiplies the narrow matrices.
@@ -222,7 +222,7 @@ def linear_cross_entropy_backward(dout, saved):
         _scale_rows(dx, dout, share, out=dx)
     if needs[1]:
         scaled = _scale_rows(x, dout, share, out=runtime.empty(x.shape, x.dtype))
-        dweight = weight_gradient(dlogits, scaled, weight.shape[0])
+        dweight = weight_gradient(dlogits, scaled, weight.shape[0], into[1])
     return dx, dweight, None
 
 
@@ -250,8 +250,9 @@ def _reduce(losses, targets, ignore_index, reduction):
     if reduction == "none":
         return losses, None
     loss, share = runtime.empty(()), runtime.empty(())
+    # one program, which memory makes wait at each round: so a few wide rounds
     mean_or_sum_kernel[(1,)](losses, targets, loss, share, len(losses), ignore_index, MEAN=reduction == "mean",
-                             BLOCK=1024)
+                             BLOCK=8192, num_warps=32)
     return loss, share
 
 

@@ -5,20 +5,30 @@
 The Tensor Memory Accelerator fetches a tile when it is given a *descriptor* (where the matrix lies, its sizes and
 strides, the size of a tile) and two coordinates: no pointers, no masks, zeros where the tile hangs over, and no
 register on the way from memory to the tensor cores. Two more things keep those busy:
-- persistent programs: one for each multiprocessor, which takes tile after tile. With flatten=True the compiler makes
-  one loop of both, so that the next tile's first loads run during this tile's epilogue;
-- the epilogue in two halves of the columns, which need half the shared memory, and leave the rest to the pipeline.
+- persistent programs: one or two for each multiprocessor, which take tile after tile. With FLATTEN the compiler makes one
+  loop of both, so that the next tile's first loads run during this tile's epilogue;
+- the epilogue in two halves of the columns, which need half the shared memory, and leave the rest to the pipeline. A long
+  epilogue (GELU) keeps the tensor cores waiting all the same: there two programs with smaller tiles take turns.
 
     a_desc, b_desc    tiles as the matrix lies in memory; LAYOUT says which are transposed: "NN" a (M, K), b (K, N);
                       "NT" a (M, K), b (N, K); "TN" a (K, M), b (K, N)
-    out_desc          (M, N), or (parts M, N): with the inner axis cut into parts (split-K, see product.py) part p of
-                      the sum goes into the rows from p M on
+    out_desc          (M, N)
     pre_desc          like out_desc, or None
     bias_ptr          (N,) or None
-    grid              (multiprocessors,)
+    grid              (programs,)
 
 A matrix fits if its rows start at multiples of 16 bytes.
+
+A weight gradient, dW = dout^T x, has few tiles and a very long inner axis, all tokens of the batch. For GPT-2's 3072 x 768
+weights there are 72 tiles for 132 multiprocessors. So the inner axis is cut into parts (*split-K*), as many as make the
+programs finish together (parts_of), and each program adds what it has found to zeros in memory, in whatever order: the
+last digits may differ from run to run (runtime.deterministic: product.py). All tiles of one part come first, then those
+of the next: what runs at the same time reads the same rows of dout and x, and finds them in the L2 cache. Equal shares
+that begin and end anywhere (stream-K, Osama et al. 2023, arXiv:2301.03598) keep all multiprocessors busy to the last step,
+but read at as many places as there are programs: at these sizes that took twice as long on an H100.
 """
+
+import functools
 
 import triton
 import triton.language as tl
@@ -28,33 +38,62 @@ from . import configs, runtime
 from .activation import gelu_tanh, gelu_tanh_slope
 from .matmul import tile_of
 
+EDGES = 8       # steps along K (a guess that costs little: 4 and 16 give nearly the same parts)
 
-@triton.jit(do_not_specialize=["n_parts"])
-def matmul_tma_kernel(a_desc, b_desc, bias_ptr, pre_desc, out_desc, M, N, K, n_parts,
-                      LAYOUT: tl.constexpr, EPILOGUE: tl.constexpr,
-                      BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr):
+
+@triton.jit
+def load_tiles(a_desc, b_desc, row, column, k, LAYOUT: tl.constexpr):
+    """The parts of a and b that meet in the tile of out at (row, column), from k on: (BLOCK_M, BLOCK_K), (BLOCK_K, BLOCK_N)"""
+    if LAYOUT == "TN":
+        a = a_desc.load([k, row]).T
+    else:
+        a = a_desc.load([row, k])
+    if LAYOUT == "NT":
+        b = b_desc.load([column, k]).T
+    else:
+        b = b_desc.load([k, column])
+    return a, b
+
+
+@triton.jit
+def halves(total, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The left and the right half of a tile's columns."""
+    return tl.split(tl.permute(tl.reshape(total, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def matmul_tma_kernel(a_desc, b_desc, bias_ptr, pre_desc, out_desc, M, N, K, LAYOUT: tl.constexpr, EPILOGUE: tl.constexpr,
+                      BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+                      FLATTEN: tl.constexpr):
     n_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
-    part_length = K // n_parts
-    for job in tl.range(tl.program_id(0), n_tiles * n_parts, tl.num_programs(0), flatten=True):
-        part = job // n_tiles
-        tile_row, tile_column = tile_of(job % n_tiles, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    for tile in tl.range(tl.program_id(0), n_tiles, tl.num_programs(0), flatten=FLATTEN):
+        tile_row, tile_column = tile_of(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         row, column = tile_row * BLOCK_M, tile_column * BLOCK_N
         total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-        for k in range(part * part_length, (part + 1) * part_length, BLOCK_K):
-            if LAYOUT == "TN":
-                a = a_desc.load([k, row]).T
-            else:
-                a = a_desc.load([row, k])
-            if LAYOUT == "NT":
-                b = b_desc.load([column, k]).T
-            else:
-                b = b_desc.load([k, column])
+        for k in range(0, K, BLOCK_K):
+            a, b = load_tiles(a_desc, b_desc, row, column, k, LAYOUT)
             total = tl.dot(a, b, total)
+        left, right = halves(total, BLOCK_M, BLOCK_N)
+        finish(left, bias_ptr, pre_desc, out_desc, row, column, N, EPILOGUE)
+        finish(right, bias_ptr, pre_desc, out_desc, row, column + BLOCK_N // 2, N, EPILOGUE)
 
-        halves = tl.permute(tl.reshape(total, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1))
-        left, right = tl.split(halves)
-        finish(left, bias_ptr, pre_desc, out_desc, part * M + row, column, N, EPILOGUE)
-        finish(right, bias_ptr, pre_desc, out_desc, part * M + row, column + BLOCK_N // 2, N, EPILOGUE)
+
+@triton.jit(do_not_specialize=["K", "part"])
+def weight_gradient_kernel(a_desc, b_desc, out_desc, M, N, K, part, LAYOUT: tl.constexpr, BLOCK_M: tl.constexpr,
+                           BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, FLATTEN: tl.constexpr):
+    """out += a b, in float32; `part` steps along K at a time, each by one program."""
+    n_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
+    for job in tl.range(tl.program_id(0), n_tiles * tl.cdiv(K, part), tl.num_programs(0), flatten=FLATTEN):
+        tile_row, tile_column = tile_of(job % n_tiles, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+        row, column = tile_row * BLOCK_M, tile_column * BLOCK_N
+        first = job // n_tiles * part
+        total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        for k in range(first, tl.minimum(first + part, K), BLOCK_K):
+            a, b = load_tiles(a_desc, b_desc, row, column, k, LAYOUT)
+            total = tl.dot(a, b, total)
+        left, right = halves(total, BLOCK_M, BLOCK_N)
+        out_desc.atomic_add([row, column], left)
+        out_desc.atomic_add([row, column + BLOCK_N // 2], right)
 
 
 @triton.jit
@@ -80,20 +119,46 @@ def layout(a, b, *others):
     return names if names in ("NN", "NT", "TN") and all(fits(x) for x in others if x is not None) else None
 
 
-def launch(a, b, out, bias=None, pre=None, epilogue="none", parts=1, kernel="matmul_tma"):
-    """out = a @ b with its epilogue; kernel: whose rows of configs.py, by the columns of out. Returns out.
-
-    parts > 1: out is (parts, M, N), M a multiple of BLOCK_M, and K of parts * BLOCK_K.
-    """
-    config = configs.lookup(kernel, a.dtype, out.shape[-1])
-    names = layout(a, b)
-    (M, K), N = a.shape, out.shape[-1]
-    m, n, k = (config[f"BLOCK_{axis}"] for axis in "MNK")
-    describe = lambda x, *block: None if x is None else TensorDescriptor.from_tensor(x, list(block))
-    a_desc = describe(a.T, k, m) if names[0] == "T" else describe(a, m, k)
-    b_desc = describe(b.T, n, k) if names[1] == "T" else describe(b, k, n)
-    out_desc, pre_desc = describe(out.view(-1, N), m, n // 2), describe(pre, m, n // 2)
-    n_programs = min(runtime.n_multiprocessors(), parts * triton.cdiv(M, m) * triton.cdiv(N, n))
-    matmul_tma_kernel[(n_programs,)](a_desc, b_desc, bias, pre_desc, out_desc, M, N, K, parts, LAYOUT=names,
-                                     EPILOGUE=epilogue, **config)
+def launch(a, b, out, bias=None, pre=None, epilogue="none"):
+    """out = a @ b with its epilogue. Returns out."""
+    name = {"none": "matmul_tma", "gelu": "matmul_tma+gelu", "gelu backward": "matmul_tma+gelu_backward"}[epilogue]
+    config = configs.lookup(name, a.dtype)
+    programs = config.pop("PROGRAMS")
+    names, a_desc, b_desc = _described(a, b, config)
+    (M, K), N, m, n = a.shape, out.shape[1], config["BLOCK_M"], config["BLOCK_N"]
+    out_desc, pre_desc = (None if x is None else TensorDescriptor.from_tensor(x, [m, n // 2]) for x in (out, pre))
+    grid = (min(programs * runtime.n_multiprocessors(), triton.cdiv(M, m) * triton.cdiv(N, n)),)
+    matmul_tma_kernel[grid](a_desc, b_desc, bias, pre_desc, out_desc, M, N, K, LAYOUT=names, EPILOGUE=epilogue, **config)
     return out
+
+
+def add_product(a, b, out):
+    """out += a @ b in float32, IN PLACE: out (M, N) may have fewer rows than a."""
+    config = configs.lookup("weight_gradient", a.dtype)
+    names, a_desc, b_desc = _described(a, b, config)
+    (M, N), K, m, n, k = out.shape, a.shape[1], *(config[f"BLOCK_{axis}"] for axis in "MNK")
+    tiles, programs = triton.cdiv(M, m) * triton.cdiv(N, n), runtime.n_multiprocessors()
+    parts = parts_of(triton.cdiv(K, k), tiles, programs)
+    part = triton.cdiv(triton.cdiv(K, k), parts) * k
+    weight_gradient_kernel[(min(programs, tiles * parts),)](
+        a_desc, b_desc, TensorDescriptor.from_tensor(out, [m, n // 2]), M, N, K, part, LAYOUT=names, **config)
+    return out
+
+
+@functools.cache
+def parts_of(steps, tiles, programs):
+    """Into how many parts to cut `steps` steps of each tile: the busiest program's steps shall be fewest.
+
+    To begin and to end a tile takes about as long as EDGES steps.
+    """
+    def longest(parts):
+        return triton.cdiv(tiles * parts, programs) * (triton.cdiv(steps, parts) + EDGES)
+    return min(range(1, min(steps, 32) + 1), key=longest)
+
+
+def _described(a, b, config):
+    """(how a and b lie in memory, their descriptors)"""
+    names, (m, n, k) = layout(a, b), (config[f"BLOCK_{axis}"] for axis in "MNK")
+    describe = lambda x, *block: TensorDescriptor.from_tensor(x, list(block))
+    return (names, describe(a.T, k, m) if names[0] == "T" else describe(a, m, k),
+            describe(b.T, n, k) if names[1] == "T" else describe(b, k, n))

@@ -13,11 +13,11 @@ A row is read once, into registers; its mean, then its variance around that mean
     x_ptr, branch_ptr, total_ptr, out_ptr, dout_ptr, dtotal_ptr, dx_ptr        (rows, C)
     weight_ptr, bias_ptr      (C,)
     mean_ptr, rstd_ptr        (rows,), float32 whatever x is
-    partial_ptr               (programs, 2, C): each program's own share of dweight and dbias; rms_norm (programs, C)
+    partial_ptr               (2, programs, C): each program's own share of dweight and dbias; rms_norm (programs, C)
     grid of forward           (ceil(rows / BLOCK_ROWS),)
     grid of backward          (programs,), a few for each multiprocessor: each walks over many blocks of rows and sums
                               its share in registers; a second launch adds the shares. No atomics, the same result
-                              each time.
+                              each time. While it computes, the next STAGES - 1 blocks come from memory.
 
 A pointer that may be None is decided when the kernel is compiled; what hangs on it is then not in the kernel at all.
 """
@@ -29,7 +29,9 @@ from . import runtime
 from .reduce import sum_rows
 
 TILE = 4096         # numbers in registers at once: as many rows as fit
-PROGRAMS = 2        # of the backward pass, for each multiprocessor
+TILE_BACKWARD = 2048        # fewer, because there are two or three arrays, and the shares of dweight and dbias besides
+PROGRAMS = 4        # of the backward pass, for each multiprocessor; as many as its registers hold at once
+STAGES = 3          # blocks of rows at hand: the one in work, the others on their way from memory
 
 
 @triton.jit
@@ -62,14 +64,15 @@ def layer_norm_forward_kernel(x_ptr, branch_ptr, weight_ptr, bias_ptr, total_ptr
 
 @triton.jit
 def layer_norm_backward_kernel(dout_ptr, dtotal_ptr, x_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, partial_ptr,
-                               n_rows, n_columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+                               n_rows, n_columns, STAGES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+                               BLOCK_COLUMNS: tl.constexpr):
     columns = tl.arange(0, BLOCK_COLUMNS)
     no_column_overhang = columns < n_columns
     weight = tl.load(weight_ptr + columns, mask=no_column_overhang, other=0.0).to(tl.float32)
     dweight = tl.zeros((BLOCK_COLUMNS,), dtype=tl.float32)
     dbias = tl.zeros((BLOCK_COLUMNS,), dtype=tl.float32)
 
-    for block in range(tl.program_id(0), tl.cdiv(n_rows, BLOCK_ROWS), tl.num_programs(0)):
+    for block in tl.range(tl.program_id(0), tl.cdiv(n_rows, BLOCK_ROWS), tl.num_programs(0), num_stages=STAGES):
         rows = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         no_overhang = (rows < n_rows)[:, None] & no_column_overhang[None, :]
         offsets = rows[:, None].to(tl.int64) * n_columns + columns[None, :]
@@ -89,9 +92,9 @@ def layer_norm_backward_kernel(dout_ptr, dtotal_ptr, x_ptr, weight_ptr, mean_ptr
         dweight += tl.sum(dout * xhat, axis=0)
         dbias += tl.sum(dout, axis=0)
 
-    partial_ptr += tl.program_id(0) * 2 * n_columns
+    partial_ptr += tl.program_id(0) * n_columns
     tl.store(partial_ptr + columns, dweight, mask=no_column_overhang)
-    tl.store(partial_ptr + n_columns + columns, dbias, mask=no_column_overhang)
+    tl.store(partial_ptr + tl.num_programs(0) * n_columns + columns, dbias, mask=no_column_overhang)
 
 
 def layer_norm_forward(x, weight, bias=None, *, eps=1e-5):
@@ -100,9 +103,12 @@ def layer_norm_forward(x, weight, bias=None, *, eps=1e-5):
     return out, saved
 
 
-def layer_norm_backward(dout, saved):
-    """dout (..., C) -> (dx (..., C), dweight (C,), dbias (C,) or None)."""
-    return _differentiate(None, dout, saved)
+def layer_norm_backward(dout, saved, into=(None, None, None)):
+    """dout (..., C) -> (dx (..., C), dweight (C,), dbias (C,) or None).
+
+    into: arrays to which dweight and dbias are added, IN PLACE, or None (as in linear.py).
+    """
+    return _differentiate(None, dout, saved, into[1:])
 
 
 def add_layer_norm_forward(x, branch, weight, bias=None, *, eps=1e-5):
@@ -113,11 +119,11 @@ def add_layer_norm_forward(x, branch, weight, bias=None, *, eps=1e-5):
     return _normalise(x, branch, weight, bias, eps)
 
 
-def add_layer_norm_backward(dtotal, dout, saved):
+def add_layer_norm_backward(dtotal, dout, saved, into=(None, None, None, None)):
     """dtotal, dout (..., C), either may be None -> (dx, dbranch (the same array), dweight, dbias or None)."""
     if dout is None:
         return dtotal, dtotal, None, None
-    dx, dweight, dbias = _differentiate(dtotal, dout, saved)
+    dx, dweight, dbias = _differentiate(dtotal, dout, saved, into[2:])
     return dx, dx, dweight, dbias
 
 
@@ -133,18 +139,17 @@ def _normalise(x, branch, weight, bias, eps):
     return (total, out), (total, weight, bias is not None, mean, rstd)
 
 
-def _differentiate(dtotal, dout, saved):
+def _differentiate(dtotal, dout, saved, into):
     total, weight, has_bias, mean, rstd = saved
     dout, dtotal = map(runtime.contiguous, (dout, dtotal))
     n_rows, n_columns = runtime.as_rows(total).shape
     dx = runtime.empty(total.shape, total.dtype)
     grid, blocks = _backward_grid(n_rows, n_columns)
-    partial = runtime.empty((*grid, 2, n_columns))
+    partial = runtime.empty((2, *grid, n_columns))
     if total.numel():
         layer_norm_backward_kernel[grid](dout, dtotal, total, weight, mean, rstd, dx, partial, n_rows, n_columns,
                                          **blocks)
-    dweight, dbias = sum_rows(partial)
-    return dx, dweight, dbias if has_bias else None
+    return dx, sum_rows(partial[0], into[0]), sum_rows(partial[1], into[1]) if has_bias else None
 
 
 @triton.jit
@@ -163,11 +168,11 @@ def rms_norm_forward_kernel(x_ptr, weight_ptr, out_ptr, rstd_ptr, n_rows, n_colu
 
 @triton.jit
 def rms_norm_backward_kernel(dout_ptr, x_ptr, weight_ptr, rstd_ptr, dx_ptr, partial_ptr, n_rows, n_columns,
-                             BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+                             STAGES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
     columns = tl.arange(0, BLOCK_COLUMNS)
     weight = tl.load(weight_ptr + columns, mask=columns < n_columns, other=0.0).to(tl.float32)
     dweight = tl.zeros((BLOCK_COLUMNS,), dtype=tl.float32)
-    for block in range(tl.program_id(0), tl.cdiv(n_rows, BLOCK_ROWS), tl.num_programs(0)):
+    for block in tl.range(tl.program_id(0), tl.cdiv(n_rows, BLOCK_ROWS), tl.num_programs(0), num_stages=STAGES):
         rows = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         no_overhang = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
         offsets = rows[:, None].to(tl.int64) * n_columns + columns[None, :]
@@ -193,7 +198,7 @@ def rms_norm_forward(x, weight, *, eps=1e-6):
     return out, (x, weight, rstd)
 
 
-def rms_norm_backward(dout, saved):
+def rms_norm_backward(dout, saved, into=(None, None)):
     """dout (..., C) -> (dx (..., C), dweight (C,))."""
     x, weight, rstd = saved
     n_rows, n_columns = runtime.as_rows(x).shape
@@ -203,17 +208,18 @@ def rms_norm_backward(dout, saved):
     if x.numel():
         rms_norm_backward_kernel[grid](runtime.contiguous(dout), x, weight, rstd, dx, partial, n_rows, n_columns,
                                        **blocks)
-    return dx, sum_rows(partial)
+    return dx, sum_rows(partial, into[1])
 
 
-def _forward_grid(n_rows, n_columns):
+def _forward_grid(n_rows, n_columns, tile=None):
     """Whole rows, as many as fit the tile. From C alone: a new batch size must not compile a new kernel."""
     block_columns = triton.next_power_of_2(n_columns)
-    block_rows = max(1, TILE // block_columns)
+    block_rows = max(1, (tile or TILE) // block_columns)
     return (triton.cdiv(n_rows, block_rows),), {"BLOCK_ROWS": block_rows, "BLOCK_COLUMNS": block_columns,
-                                                "num_warps": 4 if block_columns <= TILE else 16}
+                                                "num_warps": 4 if block_columns <= 4096 else 16}
 
 
 def _backward_grid(n_rows, n_columns):
-    grid, blocks = _forward_grid(n_rows, n_columns)
-    return (min(grid[0], PROGRAMS * runtime.n_multiprocessors()),), blocks
+    grid, blocks = _forward_grid(n_rows, n_columns, TILE_BACKWARD)
+    stages = STAGES if blocks["BLOCK_COLUMNS"] <= TILE_BACKWARD else 1      # shared memory would not hold several
+    return (min(grid[0], PROGRAMS * runtime.n_multiprocessors()),), {"STAGES": stages, **blocks}

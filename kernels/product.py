@@ -3,7 +3,7 @@
 linear.py and loss.py call these two functions. A weight gradient, dW = dout^T x, is a small matrix with a very long
 inner axis (all tokens of the batch): for GPT-2's 768 x 768 weights that is 36 tiles of 128 x 128, a quarter of an
 H100's multiprocessors. *Split-K* cuts the inner axis, multiplies the parts side by side, and adds them up in a second
-launch, always in the same order.
+launch, always in the same order. Hopper has a better way (stream-K, matmul_tma.py), unless the same order matters.
 """
 
 import torch
@@ -27,21 +27,22 @@ def product(a, b, out, bias=None, pre=None, epilogue="none"):
     return out
 
 
-def weight_gradient(dout, x, n_outputs=None):
-    """dW = dout^T x in float32: dout (rows, O), x (rows, I) -> (O, I), or its first n_outputs rows."""
+def weight_gradient(dout, x, n_outputs=None, into=None):
+    """dW = dout^T x in float32: dout (rows, O), x (rows, I) -> (O, I), or its first n_outputs rows.
+
+    into: an array (O, I) to which dW is added, IN PLACE, or None.
+    """
     a, b, rows, n_outputs = dout.T, x, len(x), n_outputs or dout.shape[1]
-    tma = configs.has("weight_gradient", x.dtype) and matmul_tma.layout(a, b) and (x.shape[1] * 4) % 16 == 0
-    config = configs.lookup("weight_gradient" if tma else "matmul", x.dtype, x.shape[1])
+    if configs.has("weight_gradient", x.dtype) and not runtime.deterministic:
+        out = runtime.empty((n_outputs, x.shape[1]), torch.float32).zero_() if into is None else into
+        if matmul_tma.layout(a, b, out):
+            return matmul_tma.add_product(a, b, out)
+    config = configs.lookup("matmul", x.dtype)
     tiles = triton.cdiv(a.shape[0], config["BLOCK_M"]) * triton.cdiv(b.shape[1], config["BLOCK_N"])
     parts = 1
     while (rows % (2 * parts * config["BLOCK_K"]) == 0 and rows // (2 * parts) >= SHORTEST
-           and 2 * parts * tiles <= 2 * runtime.n_multiprocessors()
-           and (not tma or n_outputs % config["BLOCK_M"] == 0)):
+           and 2 * parts * tiles <= 2 * runtime.n_multiprocessors()):
         parts *= 2
     partial = runtime.empty((parts, n_outputs, b.shape[1]), torch.float32)
-    if tma:
-        matmul_tma.launch(a, b, partial, parts=parts, kernel="weight_gradient")
-    else:
-        matmul.launch(a.unflatten(1, (parts, -1)).transpose(0, 1)[None], b.unflatten(0, (parts, -1))[None],
-                      partial[None])
-    return partial[0] if parts == 1 else sum_rows(partial)
+    matmul.launch(a.unflatten(1, (parts, -1)).transpose(0, 1)[None], b.unflatten(0, (parts, -1))[None], partial[None])
+    return partial[0] if parts == 1 and into is None else sum_rows(partial, into)

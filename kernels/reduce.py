@@ -5,15 +5,22 @@
 Any reduction over neighbouring axes of a row-major array has this form: `outer` counts what lies before those axes,
 `inner` what lies after. With outer = 1 it is the column sum by which a bias gets its gradient.
 
-    reduce_columns_kernel      x_ptr (outer, n_reduced, n_inner), out_ptr (outer, n_inner)
-               grid (outer, ceil(n_inner / BLOCK_INNER)): each program reduces some columns from top to bottom
-    reduce_rows_kernel         the same with inner = 1: x_ptr (outer, n_reduced), out_ptr (outer,)
+    reduce_columns_kernel      x_ptr (outer, n_reduced, n_inner), out_ptr (outer, parts, n_inner)
+               grid (outer * parts * ceil(n_inner / BLOCK_INNER),): each program reduces a part of some columns, from
+               its first row to its last
+    reduce_rows_kernel         the same with inner = 1 and one part: x_ptr (outer, n_reduced), out_ptr (outer,)
                grid (ceil(outer / BLOCK_OUTER),): each program reduces some rows; neighbouring threads read neighbours
                in both, which is what memory likes
     MAXIMUM    the maximum instead of the sum
+    ADD        out has numbers already, to which the results are added
 
-The order of the additions never changes, so the result is the same each time. A long and narrow array would keep few
-programs busy for a long time. It is cut across: many programs reduce a part each, and a second launch their results.
+32,768 rows of 768 columns are six columns of tiles: six programs would take for ever. So the rows are cut into parts,
+as many as keep all multiprocessors busy, and a second launch reduces the parts' results. The order of the additions
+depends on the sizes and on the card alone, so the result is the same each time.
+
+What limits the first launch is how many bytes are on their way at once: memory answers late, and is only busy if it has
+been asked for enough until then. The loop therefore asks for the tiles of the next STAGES - 1 rounds before it adds
+this one's.
 """
 
 import math
@@ -26,27 +33,35 @@ from . import runtime
 from .elementwise import mul
 from .map import map_, power_of_2, row_blocks
 
-TILE, COLUMNS = 2048, 512       # numbers a program works on at once, and how many of them may be side by side
-LONG, PROGRAMS = 256, 512       # a column is cut if it is longer, until there are so many programs
+TILE, COLUMNS = 2048, 128       # numbers a program works on at once, and how many of them may be side by side
+STAGES = 6                      # tiles at hand: the one in work, the others on their way from memory
+PROGRAMS = 2                    # of the first launch, for each multiprocessor
+SHORTEST = 8                    # tiles a part has at least: less is not worth a second launch
 
 
-@triton.jit(do_not_specialize=["n_reduced"])
-def reduce_columns_kernel(x_ptr, out_ptr, n_reduced, n_inner, factor, MAXIMUM: tl.constexpr,
-                          BLOCK_REDUCED: tl.constexpr, BLOCK_INNER: tl.constexpr):
-    outer = tl.program_id(0).to(tl.int64)
-    inner = tl.program_id(1) * BLOCK_INNER + tl.arange(0, BLOCK_INNER)
-    x_ptr += outer * n_reduced * n_inner
+@triton.jit(do_not_specialize=["n_reduced", "n_part", "parts"])
+def reduce_columns_kernel(x_ptr, out_ptr, n_reduced, n_inner, n_part, parts, factor, MAXIMUM: tl.constexpr,
+                          ADD: tl.constexpr, STAGES: tl.constexpr, BLOCK_REDUCED: tl.constexpr, BLOCK_INNER: tl.constexpr):
+    column_blocks = tl.cdiv(n_inner, BLOCK_INNER)
+    inner = tl.program_id(0) % column_blocks * BLOCK_INNER + tl.arange(0, BLOCK_INNER)
+    place = tl.program_id(0) // column_blocks                           # of the result: outer * parts + part
+    start = place % parts * n_part
+    end = tl.minimum(start + n_part, n_reduced)
+    x_ptr += (place // parts).to(tl.int64) * n_reduced * n_inner
     no_overhang_inner = inner < n_inner
     neutral = float("-inf") if MAXIMUM else 0.0
     total = tl.zeros((BLOCK_REDUCED, BLOCK_INNER), dtype=tl.float32) + neutral
-    for first in range(0, n_reduced, BLOCK_REDUCED):
+    for first in tl.range(start, end, BLOCK_REDUCED, num_stages=STAGES):
         reduced = first + tl.arange(0, BLOCK_REDUCED)
-        no_overhang = (reduced < n_reduced)[:, None] & no_overhang_inner[None, :]
+        no_overhang = (reduced < end)[:, None] & no_overhang_inner[None, :]
         offsets = reduced[:, None].to(tl.int64) * n_inner + inner[None, :]
         x = tl.load(x_ptr + offsets, mask=no_overhang, other=neutral).to(tl.float32)
         total = tl.maximum(total, x) if MAXIMUM else total + x
     result = tl.max(total, axis=0) if MAXIMUM else tl.sum(total, axis=0) * factor
-    tl.store(out_ptr + outer * n_inner + inner, result, mask=no_overhang_inner)
+    out_ptrs = out_ptr + place.to(tl.int64) * n_inner + inner
+    if ADD:
+        result += tl.load(out_ptrs, mask=no_overhang_inner, other=0.0)
+    tl.store(out_ptrs, result, mask=no_overhang_inner)
 
 
 @triton.jit
@@ -120,9 +135,10 @@ def unbroadcast(grad, shape):
     return runtime.contiguous(_reduced(grad, stretched, True)).view(shape)
 
 
-def sum_rows(x):
-    """Column sums of a row-major array, in float32: (rows, ...) -> (...)."""
-    return _reduced(x, 0, False, dtype=torch.float32)
+def sum_rows(x, into=None):
+    """Column sums of a row-major array, in float32: (rows, ...) -> (...); added to the array `into`, if there is one."""
+    out = _reduce_run(x, 0, 1, 1.0, False, torch.float32, into)
+    return out.view(x.shape[1:]) if into is None else into
 
 
 def _reduced(x, axis, keepdims, factor=1.0, maximum=False, dtype=None):
@@ -143,24 +159,42 @@ def _reduced(x, axis, keepdims, factor=1.0, maximum=False, dtype=None):
     return out
 
 
-def _reduce_run(x, start, end, factor, maximum, dtype):
+def _reduce_run(x, start, end, factor, maximum, dtype, into=None):
     """Reduce a row-major array over its axes start, ..., end - 1 and keep them with size 1."""
     outer, n, inner = (math.prod(sizes) for sizes in (x.shape[:start], x.shape[start:end], x.shape[end:]))
     shape = (*x.shape[:start], *(1,) * (end - start), *x.shape[end:])
-    block_inner, parts = min(COLUMNS, power_of_2(inner)), 1     # from `inner` alone: no new kernel for a new batch size
-    while n % (2 * parts) == 0 and n // parts > LONG and outer * parts * triton.cdiv(inner, block_inner) < PROGRAMS:
-        parts *= 2
-    if parts > 1:
-        x = _reduce_run(x.view(outer * parts, n // parts, inner), 1, 2, 1.0, maximum, torch.float32)
-        return _reduce_run(x.view(outer, parts, inner), 1, 2, factor, maximum, dtype).view(shape)
-    out = runtime.empty(shape, dtype or torch.float32)
-    if inner == 1 and outer:
+    n_part = _rows_of_a_part(outer, n, inner)
+    if n_part < n:
+        x, n = _launch(x, outer, n, inner, n_part, 1.0, maximum, torch.float32), triton.cdiv(n, n_part)
+    return _launch(x, outer, n, inner, n, factor, maximum, dtype or torch.float32, into).view(shape)
+
+
+def _tile(inner):
+    """(rows, columns) of a tile. From `inner` alone: a new batch size must not compile a new kernel."""
+    columns = min(COLUMNS, power_of_2(inner))
+    return TILE // columns, columns
+
+
+def _rows_of_a_part(outer, n, inner):
+    """Into how long parts n rows are cut: whole tiles, enough of them; or n, if it is not worth while."""
+    rows, columns = _tile(inner)
+    wanted = PROGRAMS * runtime.n_multiprocessors() // max(1, outer * triton.cdiv(inner, columns))
+    parts = min(wanted, n // (SHORTEST * rows))
+    return triton.cdiv(n, parts * rows) * rows if parts > 1 else n
+
+
+def _launch(x, outer, n, inner, n_part, factor, maximum, dtype, into=None):
+    """x as (outer, n, inner) -> (outer, parts, inner), each part being the reduction of n_part rows."""
+    parts, (rows, columns) = triton.cdiv(n, n_part) if n else 1, _tile(inner)
+    out = runtime.empty((outer, parts, inner), dtype) if into is None else into
+    if inner == parts == 1 and outer and into is None:
         grid, blocks = row_blocks(outer, n)
         reduce_rows_kernel[grid](x, out, outer, n, factor, MAXIMUM=maximum, BLOCK_OUTER=blocks["BLOCK_ROWS"],
                                  BLOCK_REDUCED=blocks["BLOCK_COLUMNS"])
     elif outer and inner:
-        reduce_columns_kernel[(outer, triton.cdiv(inner, block_inner))](
-            x, out, n, inner, factor, MAXIMUM=maximum, BLOCK_REDUCED=TILE // block_inner, BLOCK_INNER=block_inner)
+        reduce_columns_kernel[(outer * parts * triton.cdiv(inner, columns),)](
+            x, out, n, inner, n_part, parts, factor, MAXIMUM=maximum, ADD=into is not None, STAGES=STAGES,
+            BLOCK_REDUCED=rows, BLOCK_INNER=columns)
     return out
 
 

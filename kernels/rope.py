@@ -5,7 +5,8 @@
 A rotation's gradient turns back by the same angle, so the backward pass is the same kernel with -sin.
 
     x_ptr, out_ptr      (B, T, H, D); out row-major, x with any strides of B, T and H
-    cos_ptr, sin_ptr    (T, D/2) float32
+    cos_ptr, sin_ptr    (T, D/2) float32, or longer
+    position_ptr        (1,) or None: the row of cos and sin that is the first token's
     grid                (B T,): a program turns all heads of one token
     INTERLEAVED         pair i is features (2i, 2i + 1) instead of (i, i + D/2)
 """
@@ -17,13 +18,16 @@ from . import runtime
 
 
 @triton.jit
-def rope_kernel(x_ptr, cos_ptr, sin_ptr, out_ptr, T, H, half, x_strides, direction, INTERLEAVED: tl.constexpr,
-                BLOCK_HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr):
+def rope_kernel(x_ptr, cos_ptr, sin_ptr, position_ptr, out_ptr, T, H, half, x_strides, direction,
+                INTERLEAVED: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     position = token % T
+    angles = position
+    if position_ptr is not None:
+        angles += tl.load(position_ptr)
     pairs = tl.arange(0, BLOCK_HALF)
-    cos = tl.load(cos_ptr + position * half + pairs, mask=pairs < half, other=0.0).to(tl.float32)[None, :]
-    sin = tl.load(sin_ptr + position * half + pairs, mask=pairs < half, other=0.0).to(tl.float32)[None, :] * direction
+    cos = tl.load(cos_ptr + angles * half + pairs, mask=pairs < half, other=0.0).to(tl.float32)[None, :]
+    sin = tl.load(sin_ptr + angles * half + pairs, mask=pairs < half, other=0.0).to(tl.float32)[None, :] * direction
     first = pairs * 2 if INTERLEAVED else pairs
     apart = 1 if INTERLEAVED else half
     x_ptr += token // T * x_strides[0] + position * x_strides[1]
@@ -38,23 +42,27 @@ def rope_kernel(x_ptr, cos_ptr, sin_ptr, out_ptr, T, H, half, x_strides, directi
         tl.store(out_ptr + places + apart, a * sin + b * cos, mask=no_overhang)
 
 
-def rope_forward(x, cos, sin, *, interleaved=False):
-    """Rotate the feature pairs of each head: x (B, T, H, D), cos and sin (T, D/2) -> (B, T, H, D)."""
+def rope_forward(x, cos, sin, position=None, *, interleaved=False):
+    """Rotate the feature pairs of each head: x (B, T, H, D), cos and sin (T, D/2) -> (B, T, H, D).
+
+    position (1,) integer, or None: then cos and sin are longer, and hold the first token's angles in this row.
+    """
     cos, sin = runtime.contiguous(cos), runtime.contiguous(sin)
-    return _turn(x, cos, sin, interleaved, 1.0), (cos, sin, interleaved)
+    return _turn(x, cos, sin, position, interleaved, 1.0), (cos, sin, position, interleaved)
 
 
 def rope_backward(dout, saved):
     """Turn back by the same angle."""
-    return _turn(dout, *saved, -1.0), None, None
+    return _turn(dout, *saved, -1.0), None, None, None
 
 
-def _turn(x, cos, sin, interleaved, direction):
+def _turn(x, cos, sin, position, interleaved, direction):
     x = x if x.stride(-1) == 1 else runtime.contiguous(x)
     (B, T, H, D), out = x.shape, runtime.empty(x.shape, x.dtype)
     if x.numel():
         block_half = triton.next_power_of_2(D // 2)
-        rope_kernel[(B * T,)](x, cos, sin, out, T, H, D // 2, x.stride()[:3], direction, INTERLEAVED=interleaved,
+        rope_kernel[(B * T,)](x, cos, sin, position, out, T, H, D // 2, x.stride()[:3], direction,
+                              INTERLEAVED=interleaved,
                               BLOCK_HEADS=min(triton.next_power_of_2(H), max(1, 2048 // block_half)),
                               BLOCK_HALF=block_half)
     return out

@@ -1,4 +1,4 @@
-"""Where the kernels' arrays live: the device, the one allocator, the way in and out, and the door to CUDA graphs.
+"""Where the kernels' arrays live: the device, the one allocator, and the way in and out.
 
 torch is memory here and nothing more: it allocates, views and copies; every number is computed by a Triton kernel.
 Twin of tinyllm/ops/memory.py.
@@ -20,6 +20,7 @@ TRITON_INTERPRETED = not isinstance(tl.zeros, triton.JITFunction)
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)     # what the kernels store; all of them compute in float32
 
+recording = None        # a Recording (graph.py) while its step runs
 deterministic = False   # True: no atomic additions of floats, whose order differs from run to run (embedding.py)
 
 
@@ -76,13 +77,17 @@ def torch_dtype(dtype):
 
 
 def from_numpy(array, dtype=None):
-    """A copy of a NumPy array on the device, in its own dtype or in the one given."""
+    """A copy of a NumPy array on the device, in its own dtype or in the one given; a constant in a recorded step."""
     array = np.array(array, order="C")  # a copy: torch would share the memory, and warns where it is read-only
-    return torch.from_numpy(array).to(device(), None if dtype is None else torch_dtype(dtype))
+    move = lambda: torch.from_numpy(array).to(device(), None if dtype is None else torch_dtype(dtype))
+    return move() if recording is None else recording.constant(array, dtype, move)
 
 
 def to_numpy(tensor):
     """A copy of a device array as a NumPy array, 16-bit floats as float32. The host waits until it is computed."""
+    if recording is not None:
+        raise RuntimeError("a recorded step cannot read numbers back (.item(), .numpy(), float(), print): they exist only "
+                           "when the graph runs; read what the step returns, or switch recording off with capture=False")
     tensor = tensor.to("cpu", copy=True)
     return (tensor.float() if tensor.dtype in FLOATS[1:] else tensor).numpy()
 
@@ -109,20 +114,6 @@ def own(tensor):
 def as_rows(tensor):
     """View (..., C) as (rows, C), row-major: what the kernels that treat every row alike work on."""
     return contiguous(tensor).view(math.prod(tensor.shape[:-1]), tensor.shape[-1])
-
-
-def capture(step):
-    """`step`, a function of arrays that will be called many times with the same shapes, made ready: so far, as it is.
-
-    It is the door through which a GPU could record a step once, as a CUDA graph, and replay it, so that neither Python
-    nor a launch costs time. A step that can be recorded
-
-    - reads nothing back: no .item(), no to_numpy, no `if` on a value that the device computed;
-    - finds its inputs in, and leaves its results in, the same buffers every time: copy a new batch into the old one;
-    - keeps what changes between steps (learning rate, step number, seed) in device arrays: a Python number would be
-      frozen at the value it had while the graph was recorded.
-    """
-    return step
 
 
 if INTERPRETED:

@@ -7,6 +7,9 @@ naive_softmax_kernel holds a whole row in registers. softmax_kernel reads rows o
 l in one reading by the *online softmax*: when a piece brings a larger maximum, what has been summed so far is scaled
 down by e^(m_old - m_new) (Milakov & Gimelshein 2018, arXiv:1805.02867). loss.py and attention.py are built on it.
 
+The backward pass needs a row's sum before its first result. Of rows that fit a tile, both arrays wait in registers;
+longer ones are read twice (long_softmax_backward_kernel).
+
     x_ptr, out_ptr, dout_ptr, dx_ptr    (rows, C)
     grid                                (ceil(rows / BLOCK_ROWS),)
     LOGARITHM                           log_softmax instead of softmax
@@ -16,7 +19,7 @@ import triton
 import triton.language as tl
 
 from . import runtime
-from .map import row_blocks
+from .map import TILE, power_of_2, row_blocks
 
 # Stands in for minus infinity in a running maximum: -inf - -inf would be NaN.
 LOWEST = tl.constexpr(-1e30)
@@ -59,8 +62,29 @@ def softmax_kernel(x_ptr, out_ptr, n_rows, n_columns, LOGARITHM: tl.constexpr,
 
 
 @triton.jit
+def gradient_of_scores(dout, out, total, LOGARITHM: tl.constexpr):
+    """dx from a block of dout and out, and the rows' sums of dout out (LOGARITHM: of dout)."""
+    return dout - tl.exp(out) * total[:, None] if LOGARITHM else out * (dout - total[:, None])
+
+
+@triton.jit
 def softmax_backward_kernel(dout_ptr, out_ptr, dx_ptr, n_rows, n_columns, LOGARITHM: tl.constexpr,
                             BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+    """One program for some rows; BLOCK_COLUMNS >= C, so that each number is read once"""
+    rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    columns = tl.arange(0, BLOCK_COLUMNS)
+    offsets = rows[:, None].to(tl.int64) * n_columns + columns[None, :]
+    no_overhang = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
+    dout = tl.load(dout_ptr + offsets, mask=no_overhang, other=0.0).to(tl.float32)
+    out = tl.load(out_ptr + offsets, mask=no_overhang, other=0.0).to(tl.float32)
+    total = tl.sum(dout if LOGARITHM else dout * out, axis=1)
+    tl.store(dx_ptr + offsets, gradient_of_scores(dout, out, total, LOGARITHM), mask=no_overhang)
+
+
+@triton.jit
+def long_softmax_backward_kernel(dout_ptr, out_ptr, dx_ptr, n_rows, n_columns, LOGARITHM: tl.constexpr,
+                                 BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+    """The same for rows of any length, in pieces: once for the sum, once more for the gradient"""
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     start = rows[:, None].to(tl.int64) * n_columns
     total = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
@@ -76,11 +100,7 @@ def softmax_backward_kernel(dout_ptr, out_ptr, dx_ptr, n_rows, n_columns, LOGARI
         no_overhang = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
         dout = tl.load(dout_ptr + start + columns[None, :], mask=no_overhang, other=0.0).to(tl.float32)
         out = tl.load(out_ptr + start + columns[None, :], mask=no_overhang, other=0.0).to(tl.float32)
-        if LOGARITHM:
-            dx = dout - tl.exp(out) * total[:, None]
-        else:
-            dx = out * (dout - total[:, None])
-        tl.store(dx_ptr + start + columns[None, :], dx, mask=no_overhang)
+        tl.store(dx_ptr + start + columns[None, :], gradient_of_scores(dout, out, total, LOGARITHM), mask=no_overhang)
 
 
 def softmax_forward(x):
@@ -118,6 +138,13 @@ def _backward(dout, out, logarithm):
     dout, dx = runtime.contiguous(dout), runtime.empty(out.shape, out.dtype)
     if out.numel():
         n_rows, n_columns = runtime.as_rows(out).shape
-        grid, blocks = row_blocks(n_rows, n_columns)
-        softmax_backward_kernel[grid](dout, out, dx, n_rows, n_columns, LOGARITHM=logarithm, **blocks)
+        whole = power_of_2(n_columns)
+        if whole <= TILE:
+            rows = TILE // whole
+            softmax_backward_kernel[(triton.cdiv(n_rows, rows),)](dout, out, dx, n_rows, n_columns,
+                                                                  LOGARITHM=logarithm, BLOCK_ROWS=rows,
+                                                                  BLOCK_COLUMNS=whole)
+        else:
+            grid, blocks = row_blocks(n_rows, n_columns)
+            long_softmax_backward_kernel[grid](dout, out, dx, n_rows, n_columns, LOGARITHM=logarithm, **blocks)
     return dx

@@ -30,10 +30,12 @@ MULTIPROCESSORS = {80: 108, 86: 84, 89: 128, 90: 132, 120: 170}
 # Kernels that do little but read and write: they must read 16 bytes at a time.
 STREAMING = {"map", "reduce_rows", "reduce_columns", "layer_norm_forward", "layer_norm_backward",
              "rms_norm_forward", "rms_norm_backward",
-             "softmax", "softmax_backward", "cross_entropy", "naive_cross_entropy", "adamw", "sgd", "square_sum",
-             "dropout", "embedding_forward", "delta", "linear_int8"}
+             "softmax", "softmax_backward", "long_softmax_backward", "cross_entropy", "naive_cross_entropy", "adamw",
+             "sgd", "square_sum",
+             "dropout", "embedding_forward", "linear_int8"}
 # 16 or 32 rows, where wgmma needs 64
-SMALL_TILES = {"attention_decode", "rnn_step", "rnn_step_backward", "lstm_step", "lstm_step_backward"}
+SMALL_TILES = {"attention_decode", "fused_linear_tiles", "rnn_step", "rnn_step_backward", "lstm_step",
+               "lstm_step_backward"}
 FLOAT32_STACK = 2048        # IEEE float32 products have no tensor cores and spill; bounded, and printed
 
 
@@ -72,14 +74,41 @@ class Gate:
         return run
 
 
-def resources(compiled):
-    """Registers a thread, bytes of stack a thread: what the registers do not hold is spilled there."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+def dump(compiled, tool, option):
+    """What a tool of NVIDIA's says about the machine code."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        text = subprocess.run([tool, "--dump-resource-usage", file.name], text=True, capture_output=True).stdout
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
+        return subprocess.run([tool, option, file.name], text=True, capture_output=True, check=True).stdout
+
+
+def resources(compiled):
+    """Registers a thread, bytes of stack a thread: what the registers do not hold is spilled there."""
+    text = dump(compiled, "cuobjdump", "--dump-resource-usage")
     return [int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK")]
+
+
+def overwrites_an_operand(machine_code):
+    """Whether a loop reads the left side of a wgmma from registers before it writes them: from the second turn on, it
+    reads what the turn before has left there. ptxas makes this mistake (attention_tiles.py, load_tile)."""
+    lines, labels = machine_code.splitlines(), {}
+    for end, line in enumerate(lines):
+        labels.update({name: end for name in re.findall(r"^(\.L_x_\d+):", line)})
+        target = re.search(r"@.* BRA .*`\((\.L_x_\d+)\)", line)      # a loop ends with a branch on a condition
+        if not target or target[1] not in labels:
+            continue
+        written, read_first = set(), set()
+        for instruction in lines[labels[target[1]]:end]:
+            if left := re.search(r"HGMMA\S* R\d+, (R\d+), gdesc", instruction):
+                read_first |= {left[1]} - written
+            if out := re.search(r"^\s*/\*\w+\*/\s+(?:@!?\w+ )?(\S+) R(\d+),", instruction):
+                n = re.search(r"HGMMA\.64x(\d+)x", out[1])
+                n = int(n[1]) // 2 if n else 4 if re.search(r"M88\.4|\.128", out[1]) else 2 if ".64" in out[1] else 1
+                written |= {f"R{int(out[2]) + i}" for i in range(n)}
+        if read_first & written:
+            return True
+    return False
 
 
 def instructions(ptx):
@@ -105,6 +134,8 @@ def calls(dtype, B=32, T=1024, C=768, V=50257):
     yield "where", (new(B, 1, C, dtype=torch.bool), x, x), {}
     for op in ("neg", "exp", "log", "sqrt", "tanh", "sigmoid", "relu", "erf", "silu", "softmax", "log_softmax"):
         yield op, (x,), {}
+    for op in ("softmax", "log_softmax"):       # rows that are too long for a tile
+        yield op, (new(64, 8192),), {}
     for op in ("sum", "mean", "max"):
         yield op, (x,), dict(axis=0)
         yield op, (x,), dict(axis=-1)
@@ -141,7 +172,8 @@ def odd_calls(dtype, B=32, T=1024, C=768):
         return torch.empty(shape, dtype=dtype, device="meta")
 
     yield "linear", (new(B, T, C), new(65, C), None), {}
-    yield "attention", (new(2, T, 3, 80), new(2, T, 3, 80), new(2, T, 3, 80)), dict(causal=True)
+    for size in (80, 36):
+        yield "attention", (new(2, T, 3, size), new(2, T, 3, size), new(2, T, 3, size)), dict(causal=True)
     yield "lstm", (new(B, 3, C), None, None, new(4 * 65, C), new(4 * 65, 65), None, None), {}
     yield "linear_cross_entropy", (new(B * T, C), new(65, C), new(B * T, dtype=torch.int64)), dict(reduction="none")
     for vocabulary in (16_001, 50_257):
@@ -171,11 +203,29 @@ def other_calls(dtype):
     kernels.adamw_step(flat, flat, flat, flat, new(2), norm, working, weight_decay=0.1, max_norm=1.0)
     kernels.sgd_step(flat, flat, flat, new(2), norm, working, momentum=0.9, nesterov=True)
     kernels.sample(new(4, 50257), rng, top_k=50, top_p=0.95)
+    kernels.sample(new(4, 50257), rng)
     kernels.sample(new(4, 50257), rng, temperature=0)
     kernels.first_bits(rng, 1000, 0)
-    for rows in (1, 16, 1024):      # a token, one each of several texts, a prompt
-        weight, scale = new(3072, 768, dtype=torch.int8), new(3072, dtype=torch.float32)
-        kernels.linear_int8(new(rows, 768), weight, scale, new(3072))
+    decoding_calls(new)
+
+
+def decoding_calls(new, C=768):
+    """Run the host code of a step of writing: of one text, of a few, of a batch; with weights of both kinds."""
+    scale, vector, integers = new(4 * C, dtype=torch.float32), new(C), lambda *shape: new(*shape, dtype=torch.int64)
+    for rows in (1, 2, 16, 64):
+        for n_out, n_in, options in ((3 * C, C, dict(norm="layer_norm")), (4 * C, C, dict(norm="rms_norm")),
+                                     (4 * C, C, dict(norm="layer_norm", activation="gelu")), (C, 4 * C, {})):
+            norm = (vector if options else None, vector if options.get("norm") == "layer_norm" else None)
+            residual = None if options else new(rows, n_out)
+            for weight, scales in ((new(n_out, n_in), None), (new(n_out, n_in, dtype=torch.int8), scale[:n_out])):
+                kernels.fused_linear(new(rows, n_in), weight, scales, new(n_out), *norm, residual, **options)
+    for rows in (1, 1024):          # the head, and a prompt
+        kernels.linear_int8(new(rows, C), new(50257, C, dtype=torch.int8), new(50257, dtype=torch.float32))
+    for size in (64, 128):
+        q, kv, cache = new(2, 1, 4, size), new(2, 1, 2, size), new(2, 1024, 2, size)
+        kernels.cached_attention(q, kv, kv, cache, cache, integers(1), integers(2))
+    kernels.text_positions(integers(1), integers(2))
+    kernels.rope_forward(new(2, 1, 4, 64), *(new(1024, 32, dtype=torch.float32) for _ in "cs"), integers(1))
 
 
 def verdict(name, compiled, dtype, capability, aligned=True):
@@ -187,6 +237,7 @@ def verdict(name, compiled, dtype, capability, aligned=True):
         "too much shared memory": shared > SHARED_KB[capability] * 1024,
         "spills": stack > (0 if half else FLOAT32_STACK),
         "a product without tensor cores": half and is_dot and not has["wgmma"] + has["mma"],
+        "an operand that is overwritten": has["wgmma"] and overwrites_an_operand(dump(compiled, "nvdisasm", "-c")),
         "no wgmma": half and is_dot and capability == 90 and not has["wgmma"] and name not in SMALL_TILES,
         "no 16-byte loads": aligned and (name in STREAMING or half and is_dot) and not has["16B"] + has["tma"],
     }

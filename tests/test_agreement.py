@@ -12,7 +12,7 @@ from hypothesis import Phase, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from strategies import MAKERS, drawn, fixed, normal  # noqa: E402
 
-from tinyllm.kernels import configs, loss, norm, product, runtime  # noqa: E402
+from tinyllm.kernels import configs, loss, norm, product, reduce, runtime  # noqa: E402
 
 OPS = [op for op in MAKERS if op != "cast"]
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -51,6 +51,7 @@ EDGES = [
     ("attention", dict(B=2, H=1, T=17, S=17, D=17, causal=True, keys="both", bias=(False, True))),
     ("attention", dict(B=1, H=1, T=18, S=35, D=4, dropout=0.3, bias=(True, True))),
     ("attention", dict(B=1, H=1, T=17, S=15, D=128, causal=True)),
+    ("attention", dict(B=1, H=1, T=17, S=33, D=16, causal=True, scale=-0.3)),
     ("attention", dict(B=2, H=1, T=1, S=131, D=8, groups=2, causal=True)),                  # attention_decode.py
     ("attention", dict(B=2, H=2, T=3, S=200, D=20, groups=2, causal=True, keys="both")),
     ("self_attention", dict(B=2, H=1, T=33, D=8, dropout=0.2)),
@@ -58,6 +59,8 @@ EDGES = [
     ("add_layer_norm", dict(rows=(129,), channels=33)), ("rms_norm", dict(rows=(9,), channels=1025)),
     ("rms_norm", dict(rows=(321,), channels=61)),
     ("softmax", dict(rows=(5,), channels=1025)), ("log_softmax", dict(rows=(5,), channels=2049)),
+    ("softmax", dict(rows=(3,), channels=4096)), ("softmax", dict(rows=(3,), channels=4097)),
+    ("log_softmax", dict(rows=(3,), channels=4097)),
     ("cross_entropy", dict(rows=(5,), vocabulary=1025)), ("cross_entropy", dict(rows=(9,), vocabulary=1023, size=8.0)),
     ("linear_cross_entropy", dict(rows=(35,), vocabulary=65, channels=33)),
     ("linear_cross_entropy", dict(rows=(5,), vocabulary=1025, label_smoothing=0.1, reduction="none")),
@@ -103,9 +106,21 @@ def test_rows_that_are_too_long_for_the_registers(monkeypatch):
 
 @DTYPES
 def test_a_program_walks_over_several_blocks_of_rows(dtype, monkeypatch):
-    monkeypatch.setattr(norm, "TILE", 256)
+    monkeypatch.setattr(norm, "TILE_BACKWARD", 128)
+    monkeypatch.setattr(norm, "PROGRAMS", 2)
     for op in ("layer_norm", "rms_norm"):
         check_kernels(op, MAKERS[op](rows=(61,), channels=33), dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("rows", [33, 1021, 1024])
+def test_long_columns_are_cut(dtype, rows, monkeypatch):
+    """Into parts of whole tiles, of which the last is shorter; whatever the number of rows."""
+    monkeypatch.setattr(reduce, "TILE", 16)
+    for op in ("sum", "mean", "max"):
+        check_kernels(op, MAKERS[op](shape=(rows, 3), axis=0), dtype)
+        check_kernels(op, MAKERS[op](shape=(2, rows, 3), axis=1), dtype)
+        check_kernels(op, MAKERS[op](shape=(rows,), axis=0), dtype)
 
 
 @DTYPES
@@ -115,17 +130,31 @@ def test_a_weight_gradient_is_split_along_its_rows(dtype, monkeypatch):
         check_kernels("linear", MAKERS["linear"](rows=(256,), n_in=20, n_out=30), dtype)
 
 
-@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("multiprocessors, same_order", [(1, False), (7, False), (8, True)])
 @pytest.mark.parametrize("op, sizes", [
     ("linear", dict(rows=(257,), n_in=72, n_out=136)), ("linear", dict(rows=(256,), n_in=64, n_out=128, bias=False)),
     ("mlp", dict(rows=(130,), n_in=64, n_hidden=272, n_out=64)), ("linear_gelu", dict(rows=(128,), n_in=64, n_out=256)),
     ("linear", dict(rows=(130,), n_in=65, n_out=64)),                       # rows of 65 numbers: not for TMA
     ("linear_cross_entropy", dict(rows=(70,), vocabulary=197, channels=64))])
-def test_the_kernels_for_hopper(op, sizes, parts, monkeypatch):
-    """matmul_tma.py, with the tiles of sm_90."""
+def test_the_kernels_for_hopper(op, sizes, multiprocessors, same_order, monkeypatch):
+    """matmul_tma.py, with the tiles of sm_90; of a weight gradient's tile, seven programs add up parts."""
     monkeypatch.setattr(configs, "architecture", lambda: "sm_90")
-    monkeypatch.setattr(product, "SHORTEST", 64 if parts > 1 else 10**9)
-    monkeypatch.setattr(runtime, "n_multiprocessors", lambda: 8)
+    monkeypatch.setattr(runtime, "deterministic", same_order)
+    monkeypatch.setattr(runtime, "n_multiprocessors", lambda: multiprocessors)
+    check_kernels(op, MAKERS[op](**sizes), "bfloat16")
+
+
+@pytest.mark.parametrize("op, sizes", [
+    ("self_attention", dict(B=1, H=2, T=132, D=16)), ("self_attention", dict(B=2, H=1, T=72, D=64, keys="both")),
+    ("attention", dict(B=1, H=1, T=64, S=130, D=8, causal=True, groups=2)),
+    ("attention", dict(B=2, H=1, T=68, S=64, D=40, causal=True)),
+    ("attention", dict(B=1, H=1, T=65, S=65, D=16, causal=True)),           # rows of 65 numbers: lse not for TMA
+    ("attention", dict(B=1, H=1, T=65, S=65, D=20, causal=True)),           # nor those of 20, q, k and v
+    ("attention", dict(B=1, H=1, T=20, S=65, D=16, dropout=0.3)), ("attention", dict(B=1, H=1, T=68, S=17, D=128)),
+    ("attention", dict(B=1, H=1, T=68, S=40, D=16, bias=(True, True)))])
+def test_attention_for_hopper(op, sizes, monkeypatch):
+    """Tiles that the hardware fetches, or that are loaded by pointers where it cannot."""
+    monkeypatch.setattr(configs, "architecture", lambda: "sm_90")
     check_kernels(op, MAKERS[op](**sizes), "bfloat16")
 
 

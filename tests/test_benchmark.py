@@ -14,8 +14,10 @@ torch = pytest.importorskip("torch", reason="the benchmark compares with torch")
 pytest.importorskip("triton", reason="the Triton path needs triton, which exists for Linux only")
 
 import benchmark  # noqa: E402
+import benchmark_all  # noqa: E402
 import benchmark_cpu  # noqa: E402
 import benchmark_gpu  # noqa: E402
+import benchmark_report  # noqa: E402
 import benchmark_rows  # noqa: E402
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -43,14 +45,17 @@ def sizes(dtype=torch.float32, **changes):
 
 @NO_GPU
 def test_smoke_runs_every_job_and_claims_nothing(tmp_path):
-    process = start("gpu", "--smoke", "--out", str(tmp_path))
+    process = start("gpu", "--smoke", "--all", "--out", str(tmp_path))
     out, err = process.communicate()
     assert process.returncode == 0 and not err, out + err
     report = json.loads((tmp_path / "benchmark_gpu.json").read_text(encoding="utf-8"))
     rows = {row["name"]: row for row in report["results"]}
     note = "interpreter: no GPU, times mean nothing"
-    assert report["note"] == note and note in out and f"All {len(rows)} agree" in out
-    assert len(rows) == len(report["results"]) == 48
+    assert report["note"] == note and note in out and "All 47 agree" in out and "All parts ran" in out
+    assert len(rows) == len(report["results"]) == 55
+    assert {row["job"] for row in rows.values()} == set(benchmark_rows.JOBS)
+    assert list(report["parts"]) == [name for name in benchmark_all.PARTS if name != "tests"]
+    assert all(part["exit_code"] == 0 and part["reason"] is None for part in report["parts"].values())
     for name, row in rows.items():
         assert row["agrees"] is True and row["error"] <= row["allowed_error"], row
         assert row["microseconds"] > 0 and row["bytes"] > 0 and row["operations"] >= 0, row
@@ -59,7 +64,14 @@ def test_smoke_runs_every_job_and_claims_nothing(tmp_path):
     assert rows["attention T=16 backward"]["torch"]["cudnn"] is None, "this needs a GPU"
     assert "RuntimeError" in rows["attention T=16 backward"]["reasons"]["cudnn"]
     assert rows["adamw"]["torch"]["fused"] > 0
-    assert (tmp_path / "benchmark_gpu.png").read_bytes().startswith(b"\x89PNG")
+    head = report["headline"]
+    assert head["step"] == "training step, tiny, 2 x 8" and len(head["other_steps"]) == 3 and len(head["kernels"]) == 47
+    assert head["step_ratio_vs_torch_compile"] is head["decode_ratio_vs_compiled"] is None
+    for losses in report["curves"]["losses"].values():
+        assert len(losses) == 2
+    assert 0 < head["loss_curves_largest_distance"]["Triton bfloat16"] < 0.01
+    for name in ("benchmark_gpu.png", "benchmark_curves.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -185,6 +197,7 @@ def test_arrays_together_are_three_times_the_cache():
     (["cpu", "--turns", "0"], "argument --turns: it should be a whole number, at least 1, not 0"),
     (["cpu", "--threads", "0"], "argument --threads: it should be a whole number, at least 1, not 0"),
     (["gpu", "--seconds", "-1"], "argument --seconds"),
+    (["gpu", "--all", "--jobs", "add"], "--all and --jobs exclude each other"),
     (["cpu", "--jobs", "C3"], "invalid choice: 'C3'"),
 ])
 def test_bad_arguments_are_refused_in_one_sentence(args, message, capsys):
@@ -220,11 +233,10 @@ def test_ctrl_c_ends_without_a_traceback(to, seconds):
 
 def test_no_label_of_the_pictures_is_cut_off():
     figures = {"percent_of_floor": 83.0, "ratio": 1.21}
-    report = benchmark_gpu.Report(lambda report: None)
-    report.facts = {"machine": {"card": "a card", "torch": "2", "triton": "3"}, "dtype": "bfloat16", "note": None}
-    report.results = [{"name": f"linear mlp c_proj weight gradient {i}", **figures} for i in range(9)]
-    report.results[3] = {"name": "failed", "ratio": None}
-    for figure in (benchmark_cpu.picture(CPU_RESULTS), benchmark_gpu.picture(report)):
+    facts = {"machine": {"card": "a card", "torch": "2", "triton": "3"}, "dtype": "bfloat16", "note": None}
+    rows = [{"name": f"linear mlp c_proj weight gradient {i}", **figures} for i in range(9)]
+    rows[3] = {"name": "failed", "ratio": None}
+    for figure in (benchmark_cpu.picture(CPU_RESULTS), benchmark_report.picture(facts, rows)):
         figure.draw_without_rendering()
         for axes in figure.axes:
             for label in (axes.xaxis.label, *axes.get_yticklabels()):

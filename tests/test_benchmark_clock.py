@@ -83,6 +83,7 @@ def test_a_recorded_call_is_timed_as_recorded_and_as_launched(monkeypatch):
     assert launched == [*[0, 1, 2] * 7, "event", *[0, 1, 2] * 7, "event", "wait"]
     assert recorded == ["replay", "event", *["replay"] * 10, "event", "wait"], "2 ms: ten times 21 x 10 us"
     assert contender.times == [pytest.approx(10)] and contender.runs["launched"][2] == [pytest.approx(100)]
+    assert len(contender.hosts) == 1 and 0 < contender.hosts[0] < 100, "Python's own time, for one call of 21"
     assert contender.reason is None and contender.spread() == contender.times * 2
 
 

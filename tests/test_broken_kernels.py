@@ -13,16 +13,18 @@ pytest.importorskip("torch", reason="the kernels' arrays are torch tensors: pip 
 pytest.importorskip("triton", reason="Triton exists for Linux only: pip install tinyllm[triton]")
 
 import test_agreement  # noqa: E402
+import test_fused_linear  # noqa: E402
 import test_kernels  # noqa: E402
 import test_quantize  # noqa: E402
 import test_quantize_kernels  # noqa: E402
+import test_recorded_decoding  # noqa: E402
 import test_recurrent  # noqa: E402
 from agreement import check_kernels, small_tiles  # noqa: E402
 from strategies import MAKERS  # noqa: E402
 
 FILES = [importlib.import_module("tinyllm.kernels." + name) for name in (
-    "activation attention attention_decode attention_gradients attention_tiles dropout elementwise embedding linear "
-    "linear_int8 loss map matmul matmul_tma norm optim random recurrent reduce rope sample softmax").split()]
+    "activation attention attention_decode attention_gradients attention_tiles dropout elementwise embedding "
+    "fused_linear linear loss map matmul matmul_tma norm optim random recurrent reduce rope sample softmax").split()]
 
 
 def agrees(op, dtype="float32", **sizes):
@@ -48,8 +50,12 @@ def uniform(monkeypatch):
 
 def long_columns(monkeypatch):
     monkeypatch.setattr("tinyllm.kernels.reduce.TILE", 8)
-    monkeypatch.setattr("tinyllm.kernels.reduce.LONG", 2048)
+    monkeypatch.setattr("tinyllm.kernels.reduce.PROGRAMS", 0)     # and not cut into parts
     check_kernels("sum", MAKERS["sum"](shape=(1024, 3), axis=0), "bfloat16")
+
+
+def ragged_parts(monkeypatch):
+    test_agreement.test_long_columns_are_cut("float32", 1021, monkeypatch)
 
 
 def bytes_of(rows):
@@ -60,8 +66,18 @@ def bytes_of(rows):
     return check
 
 
-HOPPER = passes(test_agreement.test_the_kernels_for_hopper, "linear", dict(rows=(256,), n_in=136, n_out=384), 4)
+def around(rows, n_in=33, **way):
+    """A layer with what stands around it."""
+    def check(monkeypatch):
+        with small_tiles():
+            test_fused_linear.check_kernel(*test_fused_linear.case(rows, n_in, 33, **way), "float32")
+    return check
+
+
+CACHED = passes(test_recorded_decoding.test_cached_attention_is_that_of_numpy, "float32", 3, 40, 2, 20)
+HOPPER = passes(test_agreement.test_the_kernels_for_hopper, "linear", dict(rows=(256,), n_in=136, n_out=384), 7, False)
 SEVERAL_BLOCKS = passes(test_agreement.test_a_program_walks_over_several_blocks_of_rows, "float32")
+TILES = passes(test_agreement.test_attention_for_hopper, "self_attention", dict(B=1, H=2, T=132, D=16))
 PEAKS = passes(test_agreement.test_peaked_logits_keep_their_gradient)
 HEADS = dict(B=2, H=1, T=18, D=4, causal=True)
 MISTAKES = [    # what went wrong, kernel or helper, old, new, the check that sees it
@@ -72,6 +88,9 @@ MISTAKES = [    # what went wrong, kernel or helper, old, new, the check that se
     ("a tie that the first one wins", "maximum_slopes", "tl.where(a == b, 0.5, 0.0)", "0.0",
      lambda monkeypatch: check_kernels("maximum", ((np.ones(3), np.ones(3)), {}))),
     ("sums in bfloat16", "reduce_columns_kernel", "total + x", "(total + x).to(tl.bfloat16)", long_columns),
+    ("a part too long", "reduce_columns_kernel", "tl.minimum(start + n_part, n_reduced)", "n_reduced", ragged_parts),
+    ("a part too short", "reduce_columns_kernel", "end = tl.minimum(start + n_part, n_reduced)",
+     "end = tl.minimum(start + n_part // 2, n_reduced)", ragged_parts),
     ("the factor of a mean twice", "reduce_rows_kernel", "* factor", "* factor * factor", agrees("mean", axis=-1)),
     ("lost additions", "embedding_backward_kernel",
      "tl.atomic_add(dweight_ptr + places, dout.to(tl.float32), mask=known, sem=\"relaxed\")",
@@ -79,8 +98,8 @@ MISTAKES = [    # what went wrong, kernel or helper, old, new, the check that se
     ("a row's overhang in its variance", "layer_norm_forward_kernel", "tl.where(no_overhang, x - mean[:, None], 0.0)",
      "x - mean[:, None]", agrees("layer_norm")),
     ("a dropped term", "layer_norm_backward_kernel", "g - mean_g[:, None] - xhat", "g - xhat", agrees("layer_norm")),
-    ("partial sums on top of each other", "layer_norm_backward_kernel", "tl.program_id(0) * 2 * n_columns",
-     "tl.program_id(0) * n_columns", SEVERAL_BLOCKS),
+    ("partial sums on top of each other", "layer_norm_backward_kernel",
+     "partial_ptr += tl.program_id(0) * n_columns", "partial_ptr += 0", SEVERAL_BLOCKS),
     ("the stream's own gradient forgotten", "layer_norm_backward_kernel", "dx += tl.load(dtotal_ptr",
      "dx += 0 * tl.load(dtotal_ptr", agrees("add_layer_norm")),
     ("a dropped term", "rms_norm_backward_kernel", "(g - xhat * mean_g_xhat[:, None])", "g", agrees("rms_norm")),
@@ -107,21 +126,25 @@ MISTAKES = [    # what went wrong, kernel or helper, old, new, the check that se
     ("no slope", "matmul_kernel", "total *= gelu_tanh_slope", "total += 0 * gelu_tanh_slope", agrees("mlp")),
     ("a low last group of tiles", "tile_of", "tl.minimum(n_rows - first_row, GROUP_M)", "GROUP_M",
      agrees("linear", rows=(65,), n_in=4, n_out=65)),
-    ("parts of a sum in one place", "matmul_tma_kernel", "finish(left, bias_ptr, pre_desc, out_desc, part * M + row",
-     "finish(left, bias_ptr, pre_desc, out_desc, row", HOPPER),
-    ("an operand that is not turned", "matmul_tma_kernel", "b_desc.load([column, k]).T", "b_desc.load([k, column]).T",
+    ("steps that two programs take", "weight_gradient_kernel", "first = job // n_tiles * part", "first = 0", HOPPER),
+    ("an operand that is not turned", "load_tiles", "b_desc.load([column, k]).T", "b_desc.load([k, column]).T",
      HOPPER),
     ("a sum that is not scaled down", "attend", "total * shrink[:, None]", "total", agrees("attention", **HEADS)),
     ("bfloat16 accumulators", "attend", "m = m_new", "total, m = total.to(tl.bfloat16).to(tl.float32), m_new", uniform),
-    ("a causal mask that is one off", "scores_of", "keys <= queries + offset", "keys <= queries + offset + 1",
+    ("a causal mask that is one off", "hide", "keys <= queries + offset", "keys <= queries + offset + 1",
      agrees("attention", **HEADS)),
-    ("a part without mask that is too long", "unmasked_keys", "seen_by_all // BLOCK_K", "tl.cdiv(seen_by_all, BLOCK_K)",
+    ("too many tiles without mask", "attend", "key + BLOCK_K > middle", "key > middle",
      agrees("attention", **HEADS)),
-    ("padding that is seen", "scores_of", "(keys >= start) & (keys < end)", "(keys >= start)",
+    ("padding that is seen", "hide", "(keys >= start) & (keys < end)", "(keys >= start)",
      agrees("attention", **HEADS, keys="both")),
     ("a dropped term", "probabilities_and_ds", "dp - delta", "dp", agrees("attention", **HEADS)),
     ("dropout in one direction", "probabilities_and_ds", 'input_precision="ieee") * r', 'input_precision="ieee")',
      agrees("attention", **HEADS, dropout=0.4)),
+    ("the same rows for all programs", "load_tile", "source.load([batch, first,", "source.load([batch, 0,", TILES),
+    ("the same numbers for all queries", "load_numbers", "source.load([batch, head, first])",
+     "source.load([batch, head, 0])", TILES),
+    ("a delta that overhangs", "attention_dq_kernel", "delta, mask=queries < T", "delta", agrees("attention", **HEADS)),
+    ("no scale", "attention_dq_kernel", "dq * scale", "dq", agrees("attention", **HEADS)),
     ("only the first head of a group", "attention_dkdv_kernel", "range(0, group)", "range(0, 1)",
      agrees("attention", **HEADS, groups=2)),
     ("a bias that nobody shares", "attention_dbias_kernel", "total += ds", "total = ds",
@@ -145,20 +168,41 @@ MISTAKES = [    # what went wrong, kernel or helper, old, new, the check that se
     ("the same features for all programs", "tile_of_step", "tl.program_id(1) * BLOCK_H + ", "",
      lambda monkeypatch: test_recurrent.test_kernels_at_the_edges_of_tiles("rnn", dict(B=16, n_hidden=31), "bfloat16",
                                                                            monkeypatch)),
-    ("the scale of another row", "linear_int8_kernel", "tl.load(scale_ptr + outs", "tl.load(scale_ptr + outs // 2",
+    ("the scale of another row", "fused_linear_rows_kernel", "vector(scale_ptr, outs,", "vector(scale_ptr, outs // 2,",
      bytes_of((2,))),
-    ("the weights of one block for all", "linear_int8_kernel", "weight_rows + ins[", "weight_rows + (ins - first)[",
-     bytes_of((2,))),
-    ("no bias", "linear_int8_tiles_kernel", "if bias_ptr is not None", "if bias_ptr is None", bytes_of((9,))),
-    ("the same rows for all", "linear_int8_tiles_kernel", "outs = tile_column * BLOCK_N + ", "outs = ",
+    ("the weights of one block for all", "fused_linear_rows_kernel", "tl.load(weight_rows + more",
+     "tl.load(weight_rows + ins", around((2,), 600)),
+    ("one row for all", "fused_linear_rows_kernel", "x_ptr + row * n_in", "x_ptr", bytes_of((2,))),
+    ("the same rows for all", "fused_linear_tiles_kernel", "outs = tile_column * BLOCK_N + ", "outs = ",
      bytes_of((9,))),
+    ("an overhang in the variance", "statistics", "tl.where(first + ins < n_in, x - mean, 0.0)", "x - mean",
+     around((2,), norm="layer_norm")),
+    ("a norm without its bias", "fused_linear_tiles_kernel", "vector(norm_bias_ptr, ins, n_in, 0.0)[None, :]", "0.0",
+     around((9,), norm="layer_norm")),
+    ("a residual inside the activation", "finish", "        out = gelu_tanh(out)\n    if residual_ptr is not None:\n"
+     "        out += tl.load(residual_ptr + places, mask=no_overhang, other=0.0).to(tl.float32)",
+     "        out = gelu_tanh(out + tl.load(residual_ptr + places, mask=no_overhang, other=0.0).to(tl.float32))",
+     around((2,), residual=True, activation="gelu")),
+    ("a key that nobody sees", "attention_decode_kernel", "offset, end = end, tl.minimum(end + T, S)", "offset = end",
+     CACHED),
+    ("a key in the place of another", "append", "places = (end + rows)", "places = (end + rows * 0)", CACHED),
+    ("an early angle", "rope_kernel", "angles += tl.load(position_ptr)", "angles += tl.load(position_ptr) - 1",
+     passes(test_recorded_decoding.test_rope_looks_its_position_up)),
     ("no correction of the bias", "adamw_kernel", "v / one_minus_exp(step * log_beta2)", "v",
      passes(test_kernels.test_optimizer_steps, "adamw_step", {}, 5)),
     ("no clipping", "clip", "tl.minimum(1.0, max_norm / (norm + 1e-6))", "1.0",
      passes(test_kernels.test_optimizer_steps, "sgd_step", dict(max_norm=1.0), 5)),
     ("a maximum that stays in the scores", "score", "tl.maximum(z - top, ", "tl.maximum(z, ",
      passes(test_kernels.test_draws, dict(temperature=0.3), 37, "float32")),
-    ("too many of the equals", "sample_kernel", "equals = top_k - above", "equals = top_k",
+    ("a shortlist that leaves out its last", "shortlist", "z - top >= reach", "z - top > reach",
+     passes(test_kernels.test_draws, dict(top_k=5), 300, "float32")),
+    ("a shortlist too short for top-k", "kth_largest", "axis=0) < k", "axis=0) < k - 2",
+     passes(test_kernels.test_draws, dict(top_k=5), 300, "float32")),
+    ("a shortlist too short for top-p", "sample_kernel", "n_vocabulary * 0.5", "n_vocabulary * 64.0",
+     passes(test_kernels.test_draws, dict(top_p=0.9), 300, "float32")),
+    ("the random word of another token", "bits_of_tokens", "word == 0, a, b", "word == 0, b, a",
+     passes(test_kernels.test_draws, dict(top_k=5), 37, "bfloat16")),
+    ("too many of the equals", "last_kept", "equals = top_k - above", "equals = top_k",
      passes(test_kernels.test_draws_among_equals)),
     ("all of the equals", "sample_kernel", "(rank < equals)", "(rank < rank + 1)",
      passes(test_kernels.test_draws_among_equals)),

@@ -16,7 +16,16 @@ import pytest
 pytest.importorskip("torch", reason="the kernels' arrays are torch tensors: pip install tinyllm[triton]")
 pytest.importorskip("triton", reason="Triton exists for Linux only: pip install tinyllm[triton]")
 
+import compile_gate  # noqa: E402
+
 HERE = Path(__file__).parent
+RIGHT = """
+.L_x_1:
+        /*0010*/                   HGMMA.64x64x16.F32.BF16 R24, R88, gdesc[UR16], RZ, !UPT, gsb0 ;
+        /*0020*/                   F2FP.BF16.F32.PACK_AB R96, R13, R24 ;
+        /*0030*/                   HGMMA.64x64x16.F32.BF16 R56, R96, gdesc[UR16].tnspB, R56, gsb0 ;
+        /*0040*/              @!P0 BRA `(.L_x_1) ;
+"""
 PARTS = [("80", "bfloat16", "all"), ("90", "bfloat16", "all"), ("86", "bfloat16", "tiles"), ("89", "bfloat16", "tiles"),
          ("120", "bfloat16", "tiles"), ("80", "float32", "plain")]
 
@@ -33,6 +42,13 @@ def test_kernels_compile(card, dtype, part, request):
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-3000:]
     lines = [line for line in result.stdout.splitlines() if f"sm_{card}" in line]
     assert len(lines) > 15 and any("attention_dkdv" in line for line in lines)
+
+
+def test_an_operand_that_is_overwritten_is_seen():
+    """Here R88 holds what is the same in each turn of the loop, and R96 what each turn computes."""
+    assert not compile_gate.overwrites_an_operand(RIGHT)
+    assert compile_gate.overwrites_an_operand(RIGHT.replace("R96", "R88"))
+    assert compile_gate.overwrites_an_operand(RIGHT.replace("R88", "R26"))      # the first product's 32 sums lie there
 
 
 def test_one_variant_serves_all_batch_sizes():

@@ -185,8 +185,19 @@ DRAWS = [dict(), dict(temperature=0), dict(temperature=0.3), dict(temperature=1e
 @pytest.mark.parametrize("options", DRAWS)
 @pytest.mark.parametrize("V, dtype", [(5, "float32"), (37, "bfloat16"), (300, "float32")])
 def test_draws(options, V, dtype, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("tinyllm.kernels.sample"), "BLOCK", 64)     # a row in several pieces
+    module = importlib.import_module("tinyllm.kernels.sample")
+    monkeypatch.setattr(module, "BLOCK", 64)        # a row in several pieces
+    monkeypatch.setattr(module, "GROUPS", 16)       # fewer groups than tokens, and than some top_k; a shortlist, too
     logits = put(normal(3, V, size=2.0), dtype)
+    found = runtime.to_numpy(kernels.sample(logits, RNG, **options))
+    np.testing.assert_array_equal(found, ops.sample(runtime.to_numpy(logits), RNG, **options))
+
+
+@pytest.mark.parametrize("options", [dict(top_k=50, temperature=0.8), dict(top_k=3000), dict(top_p=0.95), dict(),
+                                     dict(top_k=50, top_p=0.9), dict(temperature=0)])
+def test_draws_from_fifty_thousand(options):
+    """bfloat16 has so few numbers that many tokens share the one at which top-k ends."""
+    logits = put(normal(2, 50257, size=2.0), "bfloat16")
     found = runtime.to_numpy(kernels.sample(logits, RNG, **options))
     np.testing.assert_array_equal(found, ops.sample(runtime.to_numpy(logits), RNG, **options))
 

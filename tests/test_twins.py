@@ -13,8 +13,8 @@ import tinyllm  # noqa: E402
 from tinyllm import kernels, ops  # noqa: E402
 
 OPS, KERNELS = Path(ops.__file__).parent, Path(kernels.__file__).parent
-BESIDES = ["sample", "grad_norm", "kv_append", "kv_reorder", "linear_int8", "unbroadcast", "first_bits", "empty",
-           "from_numpy", "to_numpy", "copy", "own", "capture"]
+BESIDES = ["sample", "grad_norm", "kv_append", "kv_reorder", "cached_attention", "text_positions", "linear_int8",
+           "fused_linear", "unbroadcast", "first_bits", "empty", "from_numpy", "to_numpy", "copy", "own", "capture"]
 PAIRS = re.compile("_(forward|backward|step)$")
 OPERATIONS = sorted(filter(PAIRS.search, dir(ops))) + BESIDES
 

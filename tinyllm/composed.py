@@ -36,6 +36,16 @@ def linear_int8(x, weight, scale, bias=None):
     return linear(x, _constant(ops.to_numpy(weight) * ops.to_numpy(scale)[:, None], x), bias)
 
 
+def fused_linear(x, weight, bias=None, norm=None, residual=None, activation=None):
+    """residual + activation(norm(x) W^T + b)"""
+    if norm is not None:
+        name, *vectors, eps = norm
+        x = layer_norm(x, *vectors, eps) if name == "layer_norm" else rms_norm(x, vectors[0], eps)
+    y = linear(x, weight, bias)
+    y = gelu(y, approximate="tanh") if activation == "gelu" else y
+    return y if residual is None else residual + y
+
+
 def linear_gelu(x, weight, bias=None):
     """gelu(x W^T + b)"""
     return gelu(linear(x, weight, bias), approximate="tanh")
@@ -132,6 +142,13 @@ def _every_head(x, q):
     return x[:, :, share].permute(0, 2, 1, 3)
 
 
+def cached_attention(q, k, v, k_cache, v_cache, position, key_start=None):
+    """attention() to what was there before, and to k and v behind it; here, the cache stays as it is"""
+    k, v = (concatenate([Tensor._of(cache[:, :position[0]]), new], axis=1)
+            for cache, new in ((k_cache, k), (v_cache, v)))
+    return attention(q, k, v, None, key_start, causal=True)
+
+
 def self_attention(qkv, key_start=None, key_end=None, *, n_head, causal=True, scale=None, dropout=0.0):
     """attention() between three thirds of one array"""
     B, T, C3 = qkv.shape
@@ -140,8 +157,10 @@ def self_attention(qkv, key_start=None, key_end=None, *, n_head, causal=True, sc
     return out.reshape(B, T, C3 // 3)
 
 
-def rope(x, cos, sin, interleaved=False):
+def rope(x, cos, sin, interleaved=False, position=None):
     """(a, b) -> (a cos - b sin, a sin + b cos)"""
+    if position is not None:
+        cos, sin = (table[position[0]:position[0] + x.shape[1]] for table in (cos, sin))
     half = x.shape[-1] // 2
     first, second = (slice(0, None, 2), slice(1, None, 2)) if interleaved else (slice(0, half), slice(half, None))
     a, b = x[..., first], x[..., second]

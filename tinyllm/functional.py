@@ -43,7 +43,8 @@ def log_softmax(x):
 
 def where(condition, a, b):
     """a where condition (an array of booleans) holds, else b; all three broadcast."""
-    condition = condition.data if isinstance(condition, Tensor) else np.asarray(condition)
+    condition = condition.data if isinstance(condition, Tensor) else condition
+    condition = condition if backend.is_array(condition) else np.asarray(condition)
     return apply("where", condition, *_operands(a, b))
 
 
@@ -87,6 +88,22 @@ def linear_int8(x, weight, scale, bias=None):
                          "it was moved")
     shapes.check("linear_int8", (x.data, weight, scale, bias), {})
     return Tensor._of(ops.linear_int8(x.data, weight, scale, bias))
+
+
+def fused_linear(x, weight, bias=None, norm=None, residual=None, activation=None):
+    """residual + activation(norm(x) W^T + b), in one go and without a gradient: for writing on a GPU (nn.few_rows)
+
+    x (..., I), weight (O, I), which may be Int8, bias (O,), residual (..., O) -> (..., O). norm: None, or ("layer_norm"
+    or "rms_norm", weight (I,), bias (I,) or None, eps). activation: None or "gelu", the tanh form.
+    """
+    name, norm_weight, norm_bias, eps = norm or (None, None, None, 0.0)
+    if any(wants(x, weight, bias, norm_weight, norm_bias, residual)):
+        raise RuntimeError("fused_linear: gradients do not pass through it; use it inside `with no_grad():`")
+    values, scale = (weight.values, weight.scale) if isinstance(weight, Int8) else (weight.data, None)
+    arrays = (x.data, values, scale, *(None if t is None else t.data for t in (bias, norm_weight, norm_bias, residual)))
+    options = dict(norm=name, eps=eps, activation=activation)
+    shapes.check("fused_linear", arrays, options)
+    return Tensor._of(backend.of(x.data).fused_linear(*arrays, **options))
 
 
 def linear_gelu(x, weight, bias=None):
@@ -156,6 +173,18 @@ def self_attention(qkv, key_start=None, key_end=None, *, n_head, causal=True, sc
     return out
 
 
+def cached_attention(q, k, v, k_cache, v_cache, position, key_start=None):
+    """A step of writing: k and v (B, T, K, D) go into the cache, in place; q (B, T, H, D) looks at all that is in it.
+
+    k_cache, v_cache: arrays (B, S, K, D). position: an array (1,), how many positions they hold already. Gradients do
+    not pass. -> (B, T, H, D). nn.KVCache.attend() calls it.
+    """
+    if any(wants(q, k, v)):
+        raise RuntimeError("cached_attention: gradients do not pass through a cache; use it inside `with no_grad():`")
+    return Tensor._of(backend.of(k_cache).cached_attention(q.data, k.data, v.data, k_cache, v_cache, position,
+                                                           key_start))
+
+
 def attention_weights(q, k, bias=None, key_start=None, key_end=None, *, causal=False, scale=None):
     """How much each query of attention() looks at each key: q (B, T, H, D), k (B, S, K, D) -> (B, H, T, S)
 
@@ -177,9 +206,12 @@ def rope_tables(positions, size, base=10000.0, dtype=np.float32):
     return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
 
 
-def rope(x, cos, sin, interleaved=False):
-    """Rotate each pair of features by its position's angle: x (B, T, H, D), cos and sin (T, D/2) -> (B, T, H, D)"""
-    return apply("rope", x, cos, sin, interleaved=interleaved)
+def rope(x, cos, sin, interleaved=False, position=None):
+    """Rotate each pair of features by its position's angle: x (B, T, H, D), cos and sin (T, D/2) -> (B, T, H, D)
+
+    position: an array (1,) that says in which row of longer tables the first token's angles stand; None: in the first.
+    """
+    return apply("rope", x, cos, sin, position, interleaved=interleaved)
 
 
 def rnn(x, h0, weight_ih, weight_hh, bias_ih=None, bias_hh=None):

@@ -9,15 +9,18 @@ steps:
 The Sampler at the end of this file lets every text go on with a token drawn for it; Beams (beam.py) drop some texts and
 split others. Both first let the rules of warpers.py change the logits. What a user can ask for stands in options.py.
 """
+import functools
 import sys
 import warnings
+import weakref
 
 import numpy as np
 
-from . import backend
+from . import backend, modes
 from . import functional as F
 from .beam import Beams
 from .modes import no_grad
+from .nn import Module
 from .options import Options, need
 from .quantize import quantized
 from .tensor import Tensor
@@ -55,7 +58,7 @@ def generate(model, ids, max_new_tokens=None, **options):
 
 def _write(model, reader, chooser, texts, steps):
     """The loop: texts (B, T); yields the new tokens (B,) of each round."""
-    with model.evaluating():
+    with model.evaluating(), reader:
         for step in range(steps):
             rows, tokens = chooser(reader(texts), texts, step)
             if rows is not None:
@@ -123,8 +126,15 @@ class Reader:
     """
 
     def __init__(self, model, padding, context, length, use_cache):
-        self.model, self.starts, self.context, self.length = model, padding, context, min(context, length)
-        self.use_cache, self.cache, self.seen, self.warned = use_cache, None, 0, False
+        self.model, self.starts, self.context, self.length = model, padding, context, length
+        self.use_cache, self.memory, self.seen, self.warned = use_cache, None, 0, False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self.memory is not None:
+            self.memory.keep()
 
     def __call__(self, texts):
         """The logits of the token after each text: (B, T) -> (B, V)"""
@@ -132,22 +142,26 @@ class Reader:
         outgrown = T - self.starts > self.context
         if outgrown.any():
             self._warn()
-            self.starts, self.cache = np.where(outgrown, T - max(1, self.context // 2), self.starts), None
+            self.starts = np.where(outgrown, T - max(1, self.context // 2), self.starts)
         first = self.starts.min()
         key_start = self.starts - first if self.starts.max() > first else None              # None: all alike
         with no_grad():
             if not self.use_cache:
                 return self.model.next_logits(texts[:, first:], None, key_start)
-            if self.cache is None:
-                self.cache, self.seen = self.model.new_cache(len(texts), self.length), first
+            if self.memory is None:
+                length = min(self.context, -(-self.length // 256) * 256)    # a few tokens more shall fit the same
+                self.memory, self.seen = Memory.of(self.model, len(texts), length), first
+            elif outgrown.any():
+                self.memory.forget()
+                self.seen = first
             new, self.seen = texts[:, self.seen:], T
-            return self.model.next_logits(new, self.cache, key_start)
+            return self.memory.next_logits(new, key_start)
 
     def reorder(self, rows):
         """From now on, text i is what text rows[i] was; rows (B,). Both belong to one prompt, and begin alike."""
-        if self.cache is not None and (rows != np.arange(len(rows))).any():
+        if self.memory is not None and (rows != np.arange(len(rows))).any():
             with no_grad():
-                self.model.reorder_cache(self.cache, rows)
+                self.model.reorder_cache(self.memory.cache, rows)
 
     def _warn(self):
         if not self.warned:
@@ -155,6 +169,78 @@ class Reader:
                 f"the text has outgrown the context of {self.context} tokens; the model now sees only its last "
                 f"{self.context // 2} to {self.context}", UserWarning, "tinyllm.generate", 0)
         self.warned = True
+
+
+class Memory:
+    """The model's cache for `batch` texts of up to `length` tokens, and on a GPU the recorded step that goes with it.
+
+    One token of each text is little work, and a GPU has done it before Python has launched the next kernel. So there
+    the step is recorded once and then played back (kernels/graph.py): as a function of arrays alone, over a cache that
+    stays where it is. To record takes as long as a few tokens. Whoever writes next with the same model, and as many
+    texts, can have it too: what is left in the cache lies behind its end.
+    """
+
+    kept = weakref.WeakKeyDictionary()      # model -> the Memory that its last texts were written with
+
+    def __init__(self, model, batch, length):
+        self.model, self.batch, self.length, self.step = weakref.ref(model), batch, length, None
+        self.cache, self.arrays = model.new_cache(batch, length), [weakref.ref(array) for array in _arrays(model)]
+        if getattr(model, "steps_alike", False) and backend.of(self.cache[0].k).records:
+            self.step = backend.of(self.cache[0].k).capture(_step(self.model, self.cache))
+
+    @classmethod
+    def of(cls, model, batch, length):
+        """The one that was kept, if it serves, or else a new one."""
+        memory = cls.kept.pop(model, None)
+        if memory is None or not memory._serves(model, batch, length):
+            return cls(model, batch, length)
+        memory.forget()
+        return memory
+
+    def _serves(self, model, batch, length):
+        """A graph knows where the parameters were; after model.to(...), or with a new optimizer, they are elsewhere."""
+        return (self.batch == batch and self.length >= length and len(self.arrays) == len(_arrays(model))
+                and all(known() is array for known, array in zip(self.arrays, _arrays(model))))
+
+    def keep(self):
+        """The texts are written: let others have it."""
+        if self.step is not None:
+            Memory.kept[self.model()] = self
+
+    def forget(self):
+        """Begin anew, with an empty cache."""
+        if self.step is None:
+            self.cache = self.model().new_cache(self.batch, self.length)
+        else:
+            _set_used(self.cache, 0)
+
+    def next_logits(self, ids, key_start):
+        """The logits after ids (B, T), which follow what the cache holds: (B, V)"""
+        if self.step is None or ids.shape[1] > 1 or self.cache[0].used == 0 or modes.looking():
+            return self.model().next_logits(ids, self.cache, key_start)
+        used = self.cache[0].used
+        logits = self.step(ids, np.array([used]), key_start)
+        _set_used(self.cache, used + 1)
+        return Tensor._of(logits)
+
+
+def _step(model, cache):
+    """The function that is recorded; model: a weak reference, as the model's Memory shall not keep it alive."""
+    def step(ids, used, key_start):
+        """ids (B, 1), used (1,): how many positions the cache holds, key_start (B,) or None -> logits (B, V)"""
+        _set_used(cache, used)
+        return model().next_logits(ids, cache, key_start).data
+    return step
+
+
+def _set_used(cache, used):
+    for layer in cache:
+        layer.used = used
+
+
+def _arrays(model):
+    """The arrays of a model's parameters. A quantized one has some only; its other matrices never move."""
+    return [p.data for _, p in Module.named_parameters(model)] if isinstance(model, Module) else []
 
 
 class Sampler:
@@ -171,7 +257,8 @@ class Sampler:
             logits = self.warp(backend.of(logits).to_numpy(logits), texts)
             need((logits[~self.over] > -np.inf).any(axis=1).all(), "the rules (no_repeat_ngram_size, min_length, "
                  f"suppress_tokens) leave no token as number {step + 1}; loosen one")
-        new = F.sample(logits, o.temperature, o.top_k, o.top_p, o.min_p, rng=np.array([o.seed, step]))
+        draw = drawing(backend.of(logits), o.temperature, o.top_k, o.top_p, o.min_p)
+        new = draw(logits, np.array([o.seed, step]))
         new = backend.of(new).to_numpy(new)
         new = np.where(self.over, texts[:, -1] if o.pad_token_id is None else o.pad_token_id, new)
         live = np.flatnonzero(~self.over)
@@ -179,3 +266,10 @@ class Sampler:
         self.over[live] = ends(o, unpadded(longer[live], self.padding[live]))
         self.done = self.over.all()
         return None, new
+
+
+@functools.lru_cache(maxsize=8)
+def drawing(ops, *options):
+    """F.sample() with these options, as a function of arrays, recorded where that pays: logits (B, V), rng (2,) -> (B,)
+    """
+    return ops.capture(lambda logits, rng: F.sample(logits, *options, rng=rng))

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from . import backend, functional as F, random, shapes
+from . import backend, functional as F, modes, random, shapes
 from .tensor import Tensor, wants
 
 
@@ -125,6 +125,11 @@ def full(shape, value):
     return parameter(shape, lambda: np.full(shape, value, np.float32))
 
 
+def few_rows(x):
+    """Whether step() pays for x (B, T, C): a few rows, on a GPU, where launches cost more than what they multiply."""
+    return not isinstance(x.data, np.ndarray) and x.shape[0] * x.shape[1] <= 64 and not modes.recording
+
+
 class Linear(Module):
     """x W^T + b: (..., in_features) -> (..., out_features)
 
@@ -140,6 +145,11 @@ class Linear(Module):
 
     def forward(self, x):
         return F.linear(x, self.weight, self.bias)
+
+    def step(self, x, norm=None, residual=None, activation=None):
+        """residual + activation(W norm(x) + b) for a step of writing: see F.fused_linear()"""
+        norm = norm and (norm.name, norm.weight, norm.bias, norm.eps)
+        return F.fused_linear(x, self.weight, self.bias, norm, residual, activation)
 
 
 class Embedding(Module):
@@ -158,6 +168,8 @@ class Embedding(Module):
 class LayerNorm(Module):
     """(x - mean) / sqrt(var + eps) * weight + bias over the last axis of size `size`."""
 
+    name = "layer_norm"
+
     def __init__(self, size, eps=1e-5, bias=True):
         self.eps = eps
         self.weight = full(size, 1)
@@ -167,12 +179,19 @@ class LayerNorm(Module):
         return F.layer_norm(x, self.weight, self.bias, self.eps)
 
     def add(self, x, branch):
-        """The sum x + branch, and the sum normalised: the residual connection and the norm behind it, in one step."""
+        """The sum x + branch, and the sum normalised: the residual connection and the norm behind it, in one step.
+
+        branch: None where there is nothing to add.
+        """
+        if branch is None:
+            return x, self(x)
         return F.add_layer_norm(x, branch, self.weight, self.bias, self.eps)
 
 
 class RMSNorm(Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis of size `size`."""
+
+    name, bias = "rms_norm", None
 
     def __init__(self, size, eps=1e-6):
         self.eps = eps
@@ -182,8 +201,8 @@ class RMSNorm(Module):
         return F.rms_norm(x, self.weight, self.eps)
 
     def add(self, x, branch):
-        """The sum x + branch, and the sum normalised; in two steps."""
-        total = x + branch
+        """The sum x + branch, and the sum normalised; branch: None where there is nothing to add."""
+        total = x if branch is None else x + branch
         return total, self(total)
 
 
@@ -217,17 +236,22 @@ class MultiHeadAttention(Module):
                                  dropout=self.dropout if self.training else 0.0)
         return self.c_proj(y)
 
-    def _with_cache(self, qkv, cache, key_start, key_end):
+    def step(self, x, norm, cache, key_start):
+        """x + forward(norm(x)), for a step of writing: few rows, nothing else than they need, few launches"""
+        return self.c_proj.step(self._with_cache(self.c_attn.step(x, norm), cache, key_start), residual=x)
+
+    def _with_cache(self, qkv, cache, key_start, key_end=None):
         B, T, C3 = qkv.shape
         heads = qkv.reshape(B, T, 3, self.n_head, -1)           # (B, T, 3, H, D)
         q, k, v = heads[:, :, 0], heads[:, :, 1], heads[:, :, 2]
-        k, v = cache.append(k, v)                               # (B, all positions so far, H, D)
-        return F.attention(q, k, v, None, key_start, key_end, causal=self.causal).reshape(B, T, C3 // 3)
+        return cache.attend(q, k, v, key_start, key_end, self.causal).reshape(B, T, C3 // 3)
 
 
 class KVCache:
     """The keys and values of the positions seen so far:
     without them, each new token would compute all of them again.
+
+    used: how many positions it holds: a number, or, in a recorded step (generate.py), an array (1,) of the device.
     """
 
     def __init__(self, batch, length, n_head, head_size, like):
@@ -248,6 +272,13 @@ class KVCache:
         self.used = end
         return Tensor._of(self.k[:, :end]), Tensor._of(self.v[:, :end])
 
+    def attend(self, q, k, v, key_start=None, key_end=None, causal=True):
+        """Store the new positions' k and v (B, T, K, D); their q (B, T, H, D) looks at all positions so far."""
+        if backend.is_array(self.used):
+            return F.cached_attention(q, k, v, self.k, self.v, self.used, key_start)
+        k, v = self.append(k, v)
+        return F.attention(q, k, v, None, key_start, key_end, causal=causal)
+
     def reorder(self, rows):
         """Let row i go on from what row rows[i] holds: rows (B,) integers."""
         ops = backend.of(self.k)
@@ -264,6 +295,10 @@ class MLP(Module):
 
     def forward(self, x):
         return F.mlp(x, self.c_fc.weight, self.c_fc.bias, self.c_proj.weight, self.c_proj.bias)
+
+    def step(self, x, norm):
+        """x + forward(norm(x)), for a step of writing"""
+        return self.c_proj.step(self.c_fc.step(x, norm, activation="gelu"), residual=x)
 
 
 class Recurrent(Module):

@@ -38,7 +38,8 @@ class Optimizer:
         self.flat, self.grad = self._zeros(learning), self._zeros(learning)
         self.working = self._zeros(dtype) if dtype.itemsize == 2 else None
         computing = self.flat if self.working is None else self.working
-        self.views = [computing[s].reshape(p.shape) for p, s in zip(self.params, self.stretches)]
+        self.views, self.grads = ([flat[s].reshape(p.shape) for p, s in zip(self.params, self.stretches)]
+                                  for flat in (computing, self.grad))
         self.versions = [None] * len(self.params)
         self.state = {name: self._zeros(learning) for name in self.buffers}
         self.hyper = self.ops.from_numpy(np.array([lr, 0.0]))           # what changes from step to step (ops/optim.py)
@@ -89,6 +90,17 @@ class Optimizer:
         for p in self.params:
             p.grad = None
 
+    def collect_gradients(self):
+        """In place of zero_grad(): let backward() add the gradients up in the flat buffer, which need not be filled then.
+
+        On the NumPy backend it would win nothing, as a product there cannot add to what is in an array already.
+        """
+        if not self.ops.records:
+            return self.zero_grad()
+        self.grad[...] = 0
+        for p, grad in zip(self.params, self.grads):
+            p.grad = p.grad_buffer = grad
+
     def step(self, lr=None, max_norm=0.0):
         """Change the parameters by their gradients; return the gradients' norm, before clipping, as a 0-d array.
 
@@ -97,21 +109,25 @@ class Optimizer:
         as having a zero one. If the norm is not finite, the step counts, but no parameter changes.
         """
         self.advance(lr)
-        return self.apply(max_norm)
+        norm = self.apply(max_norm)
+        self.announce()
+        return norm
 
     def advance(self, lr=None):
-        """The part of step() that a recorded step cannot hold: count,
-        and write the new numbers where the rest reads them.
+        """What comes before apply(), and does not belong into a recorded step: count, write the new numbers where the
+        rest reads them, and take parameters in again that somebody else has changed.
         """
         self.lr = self.lr if lr is None else lr
         self.steps += 1
         self.hyper[0], self.hyper[1] = self.lr, self.steps
+        self._gather_parameters()
 
     def apply(self, max_norm=0.0):
-        """The part of step() that works on arrays only."""
+        """The part of step() that works on arrays only, so that it can be recorded."""
         self._gather_parameters()
-        for p, stretch in zip(self.params, self.stretches):
-            self.grad[stretch] = 0 if p.grad is None else p.grad.reshape(-1)
+        for p, grad in zip(self.params, self.grads):
+            if p.grad is not grad:
+                grad[...] = 0 if p.grad is None else p.grad
         norm = self.ops.grad_norm(self.grad)
         for part, weight_decay in ((self.decayed, self.weight_decay), (self.plain, 0.0)):
             if part.start < part.stop:
@@ -119,10 +135,13 @@ class Optimizer:
                 state = {name: buffer[part] for name, buffer in self.state.items()}
                 self.update(self.flat[part], self.grad[part], state, norm, working,
                             weight_decay=weight_decay, max_norm=max_norm)
-        for i, p in enumerate(self.params):
-            p.data = p.data             # tells the tape that the values changed
-            self.versions[i] = p._version[0]
         return norm
+
+    def announce(self):
+        """What comes after apply(): tell the tape that the parameters have changed."""
+        for i, p in enumerate(self.params):
+            p.data = p.data
+            self.versions[i] = p._version[0]
 
     def state_dict(self):
         """What resuming needs: the flat buffers as NumPy arrays, and the numbers."""

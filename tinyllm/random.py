@@ -8,6 +8,7 @@ from . import ops
 _state = {"seed": 0, "step": 0, "site": 0}
 _weights = np.random.default_rng(0)
 _initialising = True
+_given = None               # the array that random operations read instead of the state, inside drawn_from()
 
 
 def manual_seed(seed):
@@ -57,7 +58,23 @@ def draw():
     """
     site = _state["site"]
     _state["site"] += 1
-    return np.array([_state["seed"], _state["step"]], np.int64), site
+    return counter() if _given is None else _given, site
+
+
+def counter():
+    """The array (seed, step) of this moment."""
+    return np.array([_state["seed"], _state["step"]], np.int64)
+
+
+@contextlib.contextmanager
+def drawn_from(rng):
+    """Inside, random operations read (seed, step) from this array, which may be a device's: for a recorded step."""
+    global _given
+    before, _given = _given, rng
+    try:
+        yield
+    finally:
+        _given = before
 
 
 def new_seed():

@@ -58,7 +58,8 @@ def check(name, arrays, options):
             raise ValueError(f"{name}: argument {i} must be floating point, not {array.dtype}; convert it, with "
                              ".cast(np.float32) for a tensor or .astype(np.float32) for an array")
     dtypes = {a.dtype for a in arrays if a is not None and is_float(a)}
-    float32_too = name == "rope" and arrays[0].dtype.itemsize == 2 or name == "linear_int8"     # for tables and scales
+    # the tables of rope, and the scales of integers
+    float32_too = name == "rope" and arrays[0].dtype.itemsize == 2 or name in ("linear_int8", "fused_linear")
     if len(dtypes) > 1 and not float32_too:
         names = sorted(str(d).removeprefix("torch.") for d in dtypes)
         raise ValueError(f"{name}: mixes {' and '.join(names)}; convert one side, with .cast(...) for a tensor or "
@@ -123,6 +124,18 @@ def _linear_int8(name, arrays, options):
               "Int8.of(weight) makes both", weight=weight, scale=scale)
     if not is_float(x) or bias is not None and bias.dtype != x.dtype:
         _fail(name, "x and bias must be floating point, and of one dtype", "convert one side", x=x, bias=bias)
+
+
+def _fused_linear(name, arrays, options):
+    x, weight, scale, bias, norm_weight, norm_bias, residual = arrays
+    (_linear if scale is None else _linear_int8)(name, (x, weight, bias) if scale is None else arrays[:4], options)
+    _norm(name, (x, norm_weight, norm_bias), options)
+    if residual is not None and tuple(residual.shape) != (*x.shape[:-1], weight.shape[0]):
+        _fail(name, "the residual must have the shape of the output", "fused operations do not broadcast", x=x,
+              weight=weight, residual=residual)
+    if options["norm"] not in (None, "layer_norm", "rms_norm") or options["activation"] not in (None, "gelu"):
+        raise ValueError(f'{name}: norm must be None, "layer_norm" or "rms_norm", and activation None or "gelu", not '
+                         f"{options['norm']!r} and {options['activation']!r}")
 
 
 def _bias(name, weight, bias):
@@ -233,8 +246,9 @@ def _probability(name, rng, p):
 
 
 def _rope(name, arrays, options):
-    x, cos, sin = arrays
-    if x.ndim != 4 or x.shape[-1] % 2 or not tuple(cos.shape) == tuple(sin.shape) == (x.shape[1], x.shape[3] // 2):
+    x, cos, sin, position = (*arrays, None)[:4]
+    if x.ndim != 4 or x.shape[-1] % 2 or tuple(cos.shape) != tuple(sin.shape) \
+            or tuple(cos.shape) != (x.shape[1] if position is None else cos.shape[0], x.shape[3] // 2):
         _fail(name, "x must be (B, T, H, D) with D even, cos and sin (T, D/2)", "check the tables",
               x=x, cos=cos, sin=sin)
 
@@ -321,7 +335,8 @@ RULES = dict(
     add=_broadcast, sub=_broadcast, mul=_broadcast, div=_broadcast, pow=_broadcast,
     maximum=_broadcast, where=_where,
     sum=_axis, mean=_axis, max=_axis, reshape=_reshape, permute=_permute, concatenate=_concatenate, split=_split,
-    matmul=_matmul, linear=_linear, linear_int8=_linear_int8, linear_gelu=_linear, mlp=_mlp, embedding=_embedding,
+    matmul=_matmul, linear=_linear, linear_int8=_linear_int8, linear_gelu=_linear,
+    fused_linear=_fused_linear, mlp=_mlp, embedding=_embedding,
     layer_norm=_norm, rms_norm=_norm,
     add_layer_norm=_add_layer_norm, swiglu=_same, attention=_attention, self_attention=_self_attention, rope=_rope,
     rnn=_recurrent, lstm=_recurrent, gru=_recurrent,

@@ -15,7 +15,9 @@ only use what was there before it; so "newest first" is always a right order. A 
 (graphs are tens of thousands of nodes deep) and without sorting. *Why sums?* a reaches c along two paths, and the
 effects of all paths add up.
 """
+import functools
 import heapq
+import inspect
 import itertools
 import math
 
@@ -78,7 +80,7 @@ class Tensor:
     their dtype. requires_grad: whether backward() shall compute `grad` = d loss / d this; floating point only.
     """
 
-    __slots__ = ("_data", "grad", "requires_grad", "node", "index", "_version", "__weakref__")
+    __slots__ = ("_data", "grad", "requires_grad", "node", "index", "grad_buffer", "_version", "__weakref__")
     __array_ufunc__ = None              # np_array * tensor asks the Tensor, instead of looping over its elements
 
     def __init__(self, data, requires_grad=False):
@@ -106,6 +108,7 @@ class Tensor:
     def _set(self, data, node, index):
         self._data, self.node, self.index = data, node, index
         self.grad = None                # an array like data, once backward() has reached this leaf
+        self.grad_buffer = None         # where an optimizer wants it (optim.collect_gradients)
         self._version = [0]             # counts in-place changes; backward() refuses stale data
 
     @property
@@ -150,6 +153,8 @@ class Tensor:
             grads = _run_backward(node, douts)
             for tensor, grad in zip(node.inputs, grads):
                 if grad is None or not isinstance(tensor, Tensor) or not tensor.requires_grad:
+                    continue
+                if grad is tensor.grad:             # the operation has added it to what was there
                     continue
                 ops = backend.of(tensor._data)
                 if grad.shape != tensor._data.shape:
@@ -320,10 +325,24 @@ def _run_backward(node, douts):
                                "place after the forward pass (by an optimizer, load_state_dict or .data =); compute "
                                "the loss again before backward()")
     ops = backend.of(next(d for d in douts if d is not None))
-    grads = backend.operation(ops, node.name + "_backward")(*douts, saved=node.saved)
+    backward = backend.operation(ops, node.name + "_backward")
+    into = tuple(map(_buffer, node.inputs))
+    options = {"into": into} if any(b is not None for b in into) and _takes_into(backward) else {}
+    grads = backward(*douts, saved=node.saved, **options)
     if modes.anomaly:
         modes.refuse_nan(node.name, "gradient", grads, [t.shape for t in node.inputs if isinstance(t, Tensor)])
     return grads
+
+
+def _buffer(x):
+    """The array to which gradients of x are to be added in place: its `grad`, where an optimizer has provided it."""
+    return x.grad if isinstance(x, Tensor) and x.grad is not None and x.grad is x.grad_buffer else None
+
+
+@functools.cache
+def _takes_into(backward):
+    """Whether a backward function can add gradients to arrays that it is given."""
+    return "into" in inspect.signature(backward).parameters
 
 
 def _accumulate(leaf, grad, fresh=False):

@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from . import checkpoint, metrics, optim, random
+from . import backend, checkpoint, metrics, modes, optim, random
 from .config import Config
 from .generate import generate
 from .log import Log
 from .modes import no_grad
+from .nn import Module
 
 SCHEDULES = {       # TrainConfig -> the learning rate as a function of the step
     "cosine": lambda c: optim.cosine(c.lr, c.steps, c.warmup, c.min_lr),
@@ -53,6 +54,7 @@ class TrainConfig(Config):
     save_every: int = 250               # steps between two checkpoints; the last two are kept
     sample_tokens: int = 200            # length of the sample at each evaluation; 0: none
     seed: int = 1337
+    capture: bool = True                # on a GPU: a step as one CUDA graph (kernels/graph.py)
 
     FROM_ZERO = ("warmup", "eval_windows", "sample_tokens", "seed")
 
@@ -70,34 +72,67 @@ def training_step(model, optimizer, config):
     """The function (batches, learning rate) -> (losses, gradient norm) that changes the model once.
 
     A batch is a tuple of arrays, the arguments of model.loss. Each batch's loss gets the gradient 1 / (their number),
-    so they add up to the mean over all of them. What is captured takes and returns arrays only and looks at none of
-    them, so that a GPU can record it as one graph.
+    so they add up to the mean over all of them. on_arrays takes and returns arrays only and looks at none of them, so a
+    GPU can record it as one graph; what has to be computed from a batch on the host, model.prepare() has computed.
     """
-    def on_arrays(*batches):
-        optimizer.zero_grad()
+    ops, capture = optimizer.ops, config.capture and recorder(model)
+
+    def on_arrays(rng, *batches):
+        optimizer.collect_gradients()
         losses = []
-        for arrays in batches:
-            loss = model.loss(*arrays)
-            loss.backward(np.array(1 / len(batches)))
-            losses.append(loss.data)
+        with random.drawn_from(rng):
+            for arrays in batches:
+                loss = loss_of(model, arrays)
+                loss.backward(np.array(1 / len(batches)))
+                losses.append(loss.data)
         return losses, optimizer.apply(config.clip)
 
-    captured = optimizer.ops.capture(on_arrays)
+    captured = capture(on_arrays) if capture else None
 
     def step(batches, lr):
         optimizer.advance(lr)
-        return captured(*batches)
+        if captured and not modes.looking():
+            losses, norm = captured(random.counter(), *(model.prepare(*batch) for batch in batches))
+            losses, norm = [ops.copy(loss) for loss in losses], ops.copy(norm)      # the next step overwrites them
+        else:
+            losses, norm = on_arrays(random.counter(), *batches)
+        optimizer.announce()
+        return losses, norm
     return step
 
 
-def evaluate(model, data, batch_size, windows=0):
-    """Mean loss in nats per target over a dataset: over all of it, or over exactly the first `windows` windows."""
+def recorder(model):
+    """The capture() of a model's backend; None if its loss cannot be recorded: there is no GPU, or no prepare()."""
+    arrays = [p.data for _, p in Module.named_parameters(model)] if hasattr(model, "prepare") else []
+    return backend.of(arrays[0]).capture if arrays and backend.of(arrays[0]).records else None
+
+
+def loss_of(model, arrays, **options):
+    """The loss of a batch: a tuple, as it comes from the data, or a dictionary, as model.prepare() makes it."""
+    return model.loss(**arrays, **options) if isinstance(arrays, dict) else model.loss(*arrays, **options)
+
+
+def summed_loss(model, capture=True):
+    """The function (batch) -> summed loss, a 0-d array, for evaluate(); on a GPU it is recorded."""
+    sum_of, capture = lambda arrays: loss_of(model, arrays, reduction="sum").data, capture and recorder(model)
+    if not capture:
+        return sum_of
+    captured = capture(sum_of)
+    return lambda batch: sum_of(batch) if modes.looking() else captured(model.prepare(*batch))
+
+
+def evaluate(model, data, batch_size, windows=0, loss=None):
+    """Mean loss in nats per target over a dataset: over all of it, or over exactly the first `windows` windows.
+
+    loss: a summed_loss() of the model, kept for the next evaluation; None: a new one.
+    """
+    loss = loss or summed_loss(model)
     total = count = seen = 0
     with model.evaluating(), no_grad():
         for arrays in data.windows(batch_size):
             if windows:
                 arrays = [a[:windows - seen] for a in arrays]
-            total += model.loss(*arrays, reduction="sum").item()
+            total += float(loss(arrays))
             count, seen = count + _targets(arrays), seen + len(arrays[0])
             if windows and seen >= windows:
                 break
@@ -118,11 +153,13 @@ def train(model, train_data, val_data, config, out, tokenizer=None, resume=None,
     """
     out, c = Path(out), config
     optimizer = optim.AdamW(model.parameters(), c.lr, c.betas, weight_decay=c.weight_decay)
-    run = {"train": asdict(c), "data": train_data.fingerprint(), "dtype": str(model.parameters()[0].dtype)}
+    settings = {name: value for name, value in asdict(c).items() if name != "capture"}      # which changes no number
+    run = {"train": settings, "data": train_data.fingerprint(), "dtype": str(model.parameters()[0].dtype)}
     random.manual_seed(c.seed)
     done = _begin(out, resume, run, model, optimizer, tokenizer)
     end, val_loss, stopping = min(c.steps, stop_at or c.steps), None, False
     step_once, schedule = training_step(model, optimizer, c), SCHEDULES[c.schedule](c)
+    loss_to_evaluate = summed_loss(model, c.capture)
     log = Log(out / "log.jsonl", done)
     bar = tqdm(total=c.steps, initial=done, unit="step", dynamic_ncols=True, smoothing=0.05)
     model.train()
@@ -148,7 +185,7 @@ def train(model, train_data, val_data, config, out, tokenizer=None, resume=None,
                 _save(out, done, run, model, optimizer, tokenizer)
                 start = time.perf_counter()
             if (done == c.steps or done % c.eval_every == 0) and not stopping:
-                val_loss = evaluate(model, val_data, c.batch_size, c.eval_windows)
+                val_loss = evaluate(model, val_data, c.batch_size, c.eval_windows, loss_to_evaluate)
                 log.write(step=done, val_loss=val_loss, windows=c.eval_windows or "all")
                 log.plot(out / "loss.png")
                 bar.write(f"step {done}: validation loss {val_loss:.4f}, perplexity {metrics.perplexity(val_loss):.2f}"
@@ -161,7 +198,7 @@ def train(model, train_data, val_data, config, out, tokenizer=None, resume=None,
         if stopping:
             raise KeyboardInterrupt
         return None
-    return evaluate(model, val_data, c.batch_size, c.eval_windows) if val_loss is None else val_loss
+    return evaluate(model, val_data, c.batch_size, c.eval_windows, loss_to_evaluate) if val_loss is None else val_loss
 
 
 def _targets(batch):

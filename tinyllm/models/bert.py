@@ -20,7 +20,7 @@ from .. import functional as F
 from ..config import Config
 from ..nn import Dropout, Embedding, LayerNorm, Linear, Module, full, normal
 from ..pretrained import Pretrained
-from .inputs import lengths, token_ids
+from .inputs import lengths, prepare, text_ends, token_ids
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu_new": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
 
@@ -108,18 +108,20 @@ class BERTModel(Module, Pretrained):
         self.drop = Dropout(config.hidden_dropout_prob)
         initialise(self, config)
 
-    def forward(self, ids, attention_mask=None, token_type_ids=None):
+    def forward(self, ids, attention_mask=None, token_type_ids=None, key_end=None):
         """ids (B, T) integers -> (B, T, C)
 
         attention_mask (B, T): 1 for tokens, 0 for the padding behind them; without it, the padding is what the row ends
         with in pad_token_id. What is computed at padding means nothing, and no token sees it. token_type_ids (B, T):
-        each token's segment; without it, all are in segment 0.
+        each token's segment; without it, all are in segment 0. key_end (B,): how many tokens of each row are text, in
+        place of the mask.
         """
         ids = token_ids("BERT", ids)
         T, longest = ids.shape[1], self.config.max_position_embeddings
         if T > longest:
             raise ValueError(f"BERT: {T} tokens are more than its max_position_embeddings={longest}; cut the text")
-        key_end = text_lengths(ids, attention_mask, self.config.pad_token_id)
+        if key_end is None:
+            key_end = text_lengths(ids, attention_mask, self.config.pad_token_id)
         types = np.zeros(T, np.int64) if token_type_ids is None else np.asarray(token_type_ids)
         e = self.embeddings
         x = e["word_embeddings"](ids) + (e["position_embeddings"](np.arange(T)) + e["token_type_embeddings"](types))
@@ -184,13 +186,17 @@ class BERT(Module, Pretrained):
         """ids (B, T) -> logits (B, T, V); the other arguments are those of BERTModel."""
         return self.head(self.bert(ids, attention_mask, token_type_ids))
 
-    def loss(self, ids, targets, reduction="mean", attention_mask=None, token_type_ids=None):
+    def loss(self, ids, targets, reduction="mean", attention_mask=None, token_type_ids=None, key_end=None, asked=None):
         """Cross-entropy in nats per hidden token: ids and targets (B, T) -> scalar, or (B, T) with reduction="none".
 
         targets: what was hidden, and -100 elsewhere. The head, a fifth of a small model's work or more, is spared
-        where there is nothing to tell.
+        where there is nothing to tell. key_end, asked: from prepare(), whose targets are those of the places `asked`.
         """
-        x, targets = self.bert(ids, attention_mask, token_type_ids), np.asarray(targets)
+        x = self.bert(ids, attention_mask, token_type_ids, key_end)         # (B, T, C)
+        if asked is not None:
+            return F.cross_entropy(self.head(F.embedding(asked, x.reshape(-1, x.shape[2]))), targets,
+                                   reduction=reduction)
+        targets = np.asarray(targets)
         if reduction == "none":
             return F.cross_entropy(self.head(x), targets, reduction="none")
         if targets.shape != x.shape[:2]:
@@ -199,6 +205,18 @@ class BERT(Module, Pretrained):
         asked = np.flatnonzero(targets != -100)                             # (N,)
         return F.cross_entropy(self.head(x.reshape(-1, x.shape[2])[asked]), targets.reshape(-1)[asked],
                                reduction=reduction)
+
+    def prepare(self, ids, targets):
+        """A batch, for a recorded loss(): see inputs.py. Batches should have the same shapes: so the number of places
+        where something is asked is rounded up to a sixteenth of all, with targets of -100.
+        """
+        arrays = prepare(self, ids, targets)
+        targets = arrays["targets"].reshape(-1)
+        asked, unit = np.flatnonzero(targets != -100), max(1, targets.size // 16)
+        more = -len(asked) % unit if len(asked) else unit
+        return {"ids": arrays["ids"], "key_end": text_ends(arrays["ids"] != self.config.pad_token_id),
+                "asked": np.append(asked, np.zeros(more, np.int64)),
+                "targets": np.append(targets[asked], np.full(more, -100))}
 
     def config_dict(self):
         """The configuration as a dictionary, for a checkpoint."""

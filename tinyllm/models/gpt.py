@@ -15,13 +15,13 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from .. import functional as F
 from ..config import Config
-from ..nn import MLP, Dropout, Embedding, KVCache, LayerNorm, Linear, Module, MultiHeadAttention, RMSNorm, full, normal
+from ..nn import (
+    MLP, Dropout, Embedding, KVCache, LayerNorm, Linear, Module, MultiHeadAttention, RMSNorm, few_rows, full, normal,
+)
 from ..pretrained import Pretrained
-from .inputs import token_ids
+from .inputs import fits, positions, prepare, token_ids
 from .llama import GatedMLP, GroupedAttention
 
 
@@ -106,16 +106,24 @@ class Block(Module):
         self.mlp = (MLP if c.mlp == "gelu" else GatedMLP)(c.n_embd, c.n_inner, c.bias)
         self.drop = Dropout(c.resid_pdrop)
 
-    def forward(self, x, cache=None, key_start=None):
-        a = self.drop(self.attn(self.ln_1(x), cache, key_start))        # (B, T, C)
-        x, normed = self.ln_2.add(x, a)                     # x = x + a, and its norm
-        return x + self.drop(self.mlp(normed))
+    def forward(self, x, branch=None, cache=None, key_start=None):
+        """The stream x (B, T, C), and what is still to be added to it, or None -> the same two, this block further on.
+
+        A sum goes with the norm behind it, in one pass over memory: so the next block does this one's last.
+        """
+        if cache is not None and not self.training and few_rows(x):
+            return self.mlp.step(self.attn.step(x, self.ln_1, cache, key_start), self.ln_2), None   # the same, sooner
+        x, normed = self.ln_1.add(x, branch)
+        x, normed = self.ln_2.add(x, self.drop(self.attn(normed, cache, key_start)))
+        return x, self.drop(self.mlp(normed))
 
 
 class GPT(Module, Pretrained):
     """A causal language model: model(ids) gives, at every position, the logits of the token that comes next."""
 
     config_class = GPTConfig
+    prepare = prepare           # a batch, for a recorded loss(): inputs.py
+    steps_alike = True          # a step of generate() differs from the next in arrays alone: a GPU can record it
 
     def __init__(self, config):
         self.config = c = config
@@ -145,21 +153,15 @@ class GPT(Module, Pretrained):
         cache: from new_cache(); the ids continue what it holds. key_start (B,): where each row's text begins, counted
         from the first position of the cache, or of ids; before it stands padding, which nobody looks at.
         """
-        B, T = ids.shape
-        start = cache[0].used if cache else 0
-        if start + T > self.config.n_positions:
-            raise ValueError(f"GPT: {start + T} tokens are more than its n_positions={self.config.n_positions}; "
-                             "give it the last part of the text")
+        T, start = ids.shape[1], cache[0].used if cache else 0
+        fits("GPT", start, T, self.config.n_positions, "give it the last part of the text")
         x = self.wte(ids)                                                   # (B, T, C)
         if self.wpe is not None:
-            positions = np.arange(start, start + T)
-            if key_start is not None:                   # of each row by itself, from the first token of its text on
-                positions = np.maximum(positions - key_start[:, None], 0)   # (B, T)
-            x = x + self.wpe(positions)                                     # + (T, C) or (B, T, C)
-        x = self.drop(x)
+            x = x + self.wpe(positions(start, T, key_start))                # + (T, C) or (B, T, C)
+        x, branch = self.drop(x), None
         for i, block in enumerate(self.h):
-            x = block(x, cache[i] if cache else None, key_start)
-        return self.ln_f(x)
+            x, branch = block(x, branch, cache[i] if cache else None, key_start)
+        return self.ln_f.add(x, branch)[1]
 
     def forward(self, ids, cache=None):
         """Logits of the next token at every position: ids (B, T) integers -> (B, T, V)"""

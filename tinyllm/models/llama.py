@@ -41,22 +41,32 @@ class GroupedAttention(Module):
 
         Positions before key_start (B,) are padding. The angles count them: only the distance of two positions matters.
         """
-        B, T, C = x.shape
-        H, K = self.n_head, self.n_kv_head
-        heads = self.c_attn(x).reshape(B, T, H + 2 * K, self.head_size)
+        return self.c_proj(self._attend(self.c_attn(x), cache, key_start))
+
+    def step(self, x, norm, cache, key_start):
+        """x + forward(norm(x)), for a step of writing (nn.py)"""
+        return self.c_proj.step(self._attend(self.c_attn.step(x, norm), cache, key_start), residual=x)
+
+    def _attend(self, qkv, cache, key_start):
+        """Queries, keys and values side by side, (B, T, (H + 2 K) D) -> (B, T, C)"""
+        (B, T, _), H, K = qkv.shape, self.n_head, self.n_kv_head
+        heads = qkv.reshape(B, T, H + 2 * K, self.head_size)
         qk, v = F.split(heads, [H + K, K], axis=2)                          # (B, T, H + K, D), (B, T, K, D)
         if self.rope_theta:
             qk = self._rotate(qk, cache.used if cache else 0)
         q, k = F.split(qk, [H, K], axis=2)
-        if cache is not None:
-            k, v = cache.append(k, v)           # keys are kept turned: their positions do not change any more
-        y = F.attention(q, k, v, None, key_start, causal=True, dropout=self.dropout if self.training else 0.0)
-        return self.c_proj(y.reshape(B, T, C))
+        if cache is not None:                   # which keeps keys turned: their positions do not change any more
+            y = cache.attend(q, k, v, key_start)
+        else:
+            y = F.attention(q, k, v, None, key_start, causal=True, dropout=self.dropout if self.training else 0.0)
+        return y.reshape(B, T, H * self.head_size)
 
     def _rotate(self, x, start):
-        """Turn each head (B, T, H, D) by the angles of the positions from `start` on."""
+        """Turn each head (B, T, H, D) by the angles of the positions from `start` on: a number, or an array (1,)."""
         dtype = np.float64 if x.dtype == np.float64 else np.float32
         cos, sin = _tables(backend.of(x.data), dtype, self.n_positions, self.head_size, self.rope_theta)
+        if backend.is_array(start):
+            return F.rope(x, cos, sin, position=start)
         end = start + x.shape[1]
         return F.rope(x, cos[start:end], sin[start:end])
 
@@ -81,3 +91,8 @@ class GatedMLP(Module):
 
     def forward(self, x):
         return self.c_proj(F.swiglu(self.c_gate(x), self.c_fc(x)))
+
+    def step(self, x, norm):
+        """x + forward(norm(x)), for a step of writing (nn.py)"""
+        hidden = F.swiglu(self.c_gate.step(x, norm), self.c_fc.step(x, norm))
+        return self.c_proj.step(hidden, residual=x)

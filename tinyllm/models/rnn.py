@@ -20,7 +20,7 @@ import numpy as np
 from .. import functional as F
 from ..config import Config
 from ..nn import GRU, LSTM, RNN, Dropout, Embedding, Linear, Module, normal
-from .inputs import token_ids
+from .inputs import prepare, token_ids
 
 
 @dataclass
@@ -55,6 +55,7 @@ class RecurrentLM(Module):
     """Everything but the layers: model(ids) gives, at every position, the logits of the token that comes next."""
 
     layers = model_type = None
+    prepare = prepare                   # a batch, for a recorded loss(): inputs.py
 
     def __init__(self, config):
         self.config = c = config

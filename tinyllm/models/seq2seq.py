@@ -18,48 +18,65 @@ import numpy as np
 
 from .. import functional as F
 from ..nn import Dropout, Embedding, KVCache, Linear, Module
-from .inputs import token_ids
+from .inputs import text_ends, token_ids
 from .transformer import Decoder, Encoder, LayerConfig, embed, initialise, text_lengths
 
 
 class EncoderDecoder(Module):
     """The ways to use a model of two stacks. A subclass has a `config`, an `lm_head`, and
 
-        encode(source)                                          ids (B, S) -> memory (B, S, C)
+        encode(source, key_end=None)                            ids (B, S) -> memory (B, S, C)
         keys_and_values(memory)                                 what each decoder layer looks at: (k, v), (B, S, H, D)
         hidden(decoder_input, keys_values, key_end, cache)      ids (B, T) -> (B, T, C), to be multiplied by lm_head
 
     Source and target are token ids, padded on the right. `key_end` (B,): how many tokens of each source row are text;
-    None: all are.
+    None: all are, and in encode() those before the padding.
     """
+
+    steps_alike = False         # as in gpt.py: whether a step of generate() differs from the next in arrays alone
 
     def forward(self, source, decoder_input):
         """Logits of what follows each token of the decoder's input: source (B, S), decoder_input (B, T) -> (B, T, V)"""
         return F.linear(self._decode(source, decoder_input), self.lm_head.weight)
 
-    def loss(self, source, targets, reduction="mean"):
+    def loss(self, source, targets, reduction="mean", decoder_input=None, key_end=None):
         """Cross-entropy in nats per token: source (B, S), targets (B, T) -> scalar, or (B, T) with reduction="none"
 
         targets: the tokens to write, up to and with the end token, and -100 behind it. What the decoder reads is made
         from them. Labels are smoothed while training only; after eval() the loss is that of the plain targets.
+        decoder_input, key_end: what prepare() has made from both already.
         """
         targets = token_ids(type(self).__name__, targets)
-        x = self._decode(source, shift_right(targets, self.config))
+        if decoder_input is None:
+            decoder_input = shift_right(targets, self.config)
+        x = self._decode(source, decoder_input, key_end)
         smoothing = getattr(self.config, "label_smoothing", 0.0) if self.training else 0.0
         return F.linear_cross_entropy(x, self.lm_head.weight, targets, -100, reduction, smoothing)
+
+    def prepare(self, source, targets):
+        """A batch, for a recorded loss(): see models/inputs.py."""
+        name, c = type(self).__name__, self.config
+        source, targets = (token_ids(name, np.asarray(ids)) for ids in (source, targets))
+        arrays = {"source": F._ids(name, source, c.vocab_size),
+                  "targets": F._ids(name, targets, self.lm_head.weight.shape[0], -100),
+                  "decoder_input": shift_right(targets, c)}
+        if c.pad_token_id is not None:
+            arrays["key_end"] = text_ends(source != c.pad_token_id)
+        return arrays
 
     def read_source(self, source, copies=1):
         """Read the source (B, S): a Reading, which can write `copies` targets for each row."""
         return Reading(self, token_ids(type(self).__name__, source), copies)
 
-    def _decode(self, source, decoder_input):
+    def _decode(self, source, decoder_input, key_end=None):
         name = type(self).__name__
         source, decoder_input = token_ids(name, source), token_ids(name, decoder_input)
         if len(source) != len(decoder_input):
             raise ValueError(f"{name}: there are {len(source)} sources and {len(decoder_input)} targets; give one "
                              "target for each source")
-        keys_values = self.keys_and_values(self.encode(source))
-        return self.hidden(decoder_input, keys_values, text_lengths(source, self.config.pad_token_id))
+        if key_end is None:
+            key_end = text_lengths(source, self.config.pad_token_id)
+        return self.hidden(decoder_input, self.keys_and_values(self.encode(source, key_end)), key_end)
 
 
 class Reading:
@@ -75,6 +92,7 @@ class Reading:
         self.model, self.key_end = model, None if key_end is None else key_end[rows]        # (B * copies,)
         memory = model.encode(source)
         self.keys_values = model.keys_and_values(memory if copies == 1 else memory[rows])   # (B * copies, S, H, D)
+        self.steps_alike = model.steps_alike
 
     def next_logits(self, ids, cache=None, key_start=None):
         """The logits of the token after ids (B * copies, T), which follow what the cache holds: (B * copies, V)
@@ -128,6 +146,8 @@ Seq2SeqConfig.PRESETS = {
 class Seq2Seq(EncoderDecoder):
     """The first Transformer: model(source, decoder_input) -> logits; model.loss(source, targets) to train it."""
 
+    steps_alike = True
+
     def __init__(self, config):
         self.config = c = config
         shared = c.target_vocab_size is None
@@ -140,11 +160,11 @@ class Seq2Seq(EncoderDecoder):
         self.drop = Dropout(c.dropout)
         initialise(self)
 
-    def encode(self, source):
+    def encode(self, source, key_end=None):
         """What the encoder makes of the source: ids (B, S) -> (B, S, C)"""
         source = token_ids("Seq2Seq", source)
         x = self.drop(embed(self.source_embedding, source, 0, self.config.n_positions))
-        return self.encoder(x, text_lengths(source, self.config.pad_token_id))
+        return self.encoder(x, text_lengths(source, self.config.pad_token_id) if key_end is None else key_end)
 
     def keys_and_values(self, memory):
         return self.decoder.keys_and_values(memory)

@@ -213,10 +213,11 @@ class T5(EncoderDecoder, Pretrained):
                     std = c.d_model ** -0.5
                 p.data = normal(*p.shape, std=std * c.initializer_factor).data
 
-    def encode(self, source):
+    def encode(self, source, key_end=None):
         """What the encoder makes of the source: ids (B, S) -> (B, S, C)"""
         source = token_ids("T5", source)
-        return self.encoder(self.shared(source), text_lengths(source, self.config.pad_token_id))
+        key_end = text_lengths(source, self.config.pad_token_id) if key_end is None else key_end
+        return self.encoder(self.shared(source), key_end)
 
     def keys_and_values(self, memory):
         return [block.layer[1]["EncDecAttention"].keys_and_values(memory) for block in self.decoder.block]

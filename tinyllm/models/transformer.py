@@ -21,7 +21,7 @@ from .. import functional as F
 from ..config import Config
 from ..nn import Dropout, LayerNorm, Linear, Module, full, normal
 from ..tensor import Tensor
-from .inputs import lengths
+from .inputs import fits, lengths, positions
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
 
@@ -73,7 +73,7 @@ class MultiheadAttention(Module):
             y = F.self_attention(qkv, key_start, key_end, n_head=self.nhead, causal=causal, dropout=self._rate())
         else:
             q, k, v = self._heads(qkv, 3)
-            y = F.attention(q, *cache.append(k, v), None, key_start, causal=True).reshape(*x.shape)
+            y = cache.attend(q, k, v, key_start).reshape(*x.shape)
         return self.out_proj(y)
 
     def keys_and_values(self, memory):
@@ -197,19 +197,17 @@ def initialise(model):
 def embed(table, ids, start, n_positions, key_start=None):
     """sqrt(C) * the tokens' vectors + their positions': ids (B, T) -> (B, T, C); the first token is number `start`.
 
-    key_start (B,): which token of each row is the first of its text, and has position 0.
+    key_start (B,): which token of each row is the first of its text, and has position 0. start: see positions().
     """
-    end, C = start + ids.shape[1], table.weight.shape[1]
-    if end > n_positions:
-        raise ValueError(f"Transformer: {end} tokens are more than its n_positions={n_positions}; give it less text, "
-                         "or a larger n_positions: the table of positions is computed, not learned")
-    weight = table.weight
-    positions = Tensor._of(_position_table(backend.of(weight.data), weight.dtype, n_positions, C))
-    if key_start is None:
-        positions = positions[start:end]                                                    # (T, C)
+    weight, T, C = table.weight, ids.shape[1], table.weight.shape[1]
+    fits("Transformer", start, T, n_positions, "give it less text, or a larger n_positions: the table of positions is "
+         "computed, not learned")
+    vectors = Tensor._of(_position_table(backend.of(weight.data), weight.dtype, n_positions, C))
+    if key_start is None and not backend.is_array(start):
+        vectors = vectors[start:start + T]                                                  # (T, C)
     else:
-        positions = F.embedding(np.maximum(np.arange(start, end) - key_start[:, None], 0), positions)   # (B, T, C)
-    return table(ids) * math.sqrt(C) + positions
+        vectors = F.embedding(positions(start, T, key_start), vectors)                      # (T, C) or (B, T, C)
+    return table(ids) * math.sqrt(C) + vectors
 
 
 def sinusoids(length, size):

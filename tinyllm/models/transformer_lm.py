@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from .. import functional as F
 from ..nn import Dropout, Embedding, KVCache, Linear, Module
-from .inputs import token_ids
+from .inputs import prepare, text_ends, token_ids
 from .transformer import Encoder, LayerConfig, embed, initialise, text_lengths
 
 
@@ -29,6 +29,8 @@ class TransformerLMConfig(LayerConfig):
 class TransformerLM(Module):
     """model(ids) gives logits at every position: of the token that comes next, or (causal=False) of the one there."""
 
+    steps_alike = True                  # as in gpt.py
+
     def __init__(self, config):
         self.config = c = config
         self.embedding = Embedding(c.vocab_size, c.d_model)
@@ -37,14 +39,15 @@ class TransformerLM(Module):
         self.drop = Dropout(c.dropout)
         initialise(self)
 
-    def hidden(self, ids, cache=None, key_start=None):
+    def hidden(self, ids, cache=None, key_start=None, key_end=None):
         """The stream after the last layer: ids (B, T) -> (B, T, C)
 
-        What ends a row in pad_token_id is padding. A causal mask hides it from all that stands before it anyway.
-        cache, key_start: as in gpt.py.
+        What ends a row in pad_token_id is padding, unless key_end (B,) says where a row ends. A causal mask hides it
+        from all that stands before it anyway. cache, key_start: as in gpt.py.
         """
         c, ids = self.config, token_ids("TransformerLM", ids)
-        key_end = None if c.causal else text_lengths(ids, c.pad_token_id)
+        if key_end is None and not c.causal:
+            key_end = text_lengths(ids, c.pad_token_id)
         x = self.drop(embed(self.embedding, ids, cache[0].used if cache else 0, c.n_positions, key_start))
         return self.encoder(x, key_end, c.causal, cache, key_start)
 
@@ -52,10 +55,17 @@ class TransformerLM(Module):
         """ids (B, T) integers -> (B, T, V)"""
         return F.linear(self.hidden(ids, cache), self.lm_head.weight)
 
-    def loss(self, ids, targets, reduction="mean", ignore_index=-100):
-        """Cross-entropy in nats per token: ids and targets (B, T) -> scalar"""
-        targets = token_ids("TransformerLM", targets)
-        return F.linear_cross_entropy(self.hidden(ids), self.lm_head.weight, targets, ignore_index, reduction)
+    def loss(self, ids, targets, reduction="mean", ignore_index=-100, key_end=None):
+        """Cross-entropy in nats per token: ids and targets (B, T) -> scalar. key_end: as in hidden()."""
+        x, targets = self.hidden(ids, key_end=key_end), token_ids("TransformerLM", targets)
+        return F.linear_cross_entropy(x, self.lm_head.weight, targets, ignore_index, reduction)
+
+    def prepare(self, ids, targets):
+        """A batch, for a recorded loss(): inputs.py."""
+        arrays, c = prepare(self, ids, targets), self.config
+        if not c.causal and c.pad_token_id is not None:
+            arrays["key_end"] = text_ends(arrays["ids"] != c.pad_token_id)
+        return arrays
 
     def next_logits(self, ids, cache=None, key_start=None):
         """The logits after the last position only: ids (B, T) -> (B, V); for generation. See hidden()."""

@@ -5,13 +5,14 @@
 
 The simplest file, elementwise.py, shows the pattern; then matmul, linear, embedding, norm, activation, softmax,
 attention, loss, recurrent. Inputs, incoming gradients and `saved` are never written. The exceptions say so in their
-first line: the optimizer steps, kv_append and kv_reorder.
+first line: the optimizer steps, kv_append, kv_reorder and cached_attention.
 """
 from .activation import *       # noqa: F401, F403
 from .attention import *        # noqa: F401, F403
 from .dropout import *          # noqa: F401, F403
 from .elementwise import *      # noqa: F401, F403
 from .embedding import *        # noqa: F401, F403
+from .fused_linear import *     # noqa: F401, F403
 from .linear import *           # noqa: F401, F403
 from .linear_int8 import *      # noqa: F401, F403
 from .loss import *             # noqa: F401, F403

@@ -187,6 +187,26 @@ def _attend_backward(dout, dq, dk, dv, dbias, core):
         dk[...] = dv[...] = 0
 
 
+def cached_attention(q, k, v, k_cache, v_cache, position, key_start=None):
+    """kv_append() and then attention_forward(), causal, over all that the cache holds: a step of writing.
+
+    q (B, T, H, D); k, v (B, T, K, D); k_cache, v_cache (B, S, K, D), written to in place; position (1,) integer: how
+    many positions they hold already, position + T <= S; key_start (B,) or None. -> (B, T, H, D)
+    The position is an array, and the cache is handed over whole, so that a step can be recorded (kernels/graph.py).
+    """
+    first, last = int(position[0]), int(position[0]) + k.shape[1]
+    kv_append(k_cache, v_cache, k, v, position=first)
+    return attention_forward(q, k_cache[:, :last], v_cache[:, :last], None, key_start, causal=True)[0]
+
+
+def text_positions(position, key_start):
+    """How far a token at `position` (1,) is behind the start of each text: max(position - key_start, 0) -> (B,)
+
+    key_start (B,) integers.
+    """
+    return np.maximum(position - key_start, 0)
+
+
 def kv_append(k_cache, v_cache, k, v, *, position):
     """Write new keys and values into the cache, in place, behind the `position` that it holds already.
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from . import memory
 from .activation import gelu_chunk
-from .memory import row_chunks, rows
+from .memory import add_into, row_chunks, rows
 from .threads import in_parallel
 
 
@@ -40,11 +40,13 @@ def multiply(x, weight, out):
         np.matmul(x, weight.T, out=out)
 
 
-def linear_backward(dout, saved):
+def linear_backward(dout, saved, into=(None, None, None)):
     """dx = dout W,  dW = dout^T x,  db = sum of dout's rows.
 
     From out_no = sum_i x_ni W_oi + b_o: x_ni meets every W_oi, so dx_ni = sum_o dout_no W_oi; W_oi meets every row, so
     dW_oi = sum_n dout_no x_ni; b_o is added to every row.
+
+    into: for each argument an array to which its gradient shall be added, IN PLACE, or None; for x always None.
     """
     x, weight, has_bias, needs = saved
     dout, x_rows = rows(dout), rows(x)
@@ -53,9 +55,9 @@ def linear_backward(dout, saved):
         dx = memory.empty(x.shape, x.dtype)
         np.matmul(dout, weight, out=rows(dx))           # (N, O) @ (O, I) -> (N, I)
     if needs[1]:
-        dweight = np.matmul(dout.T, x_rows)             # (O, N) @ (N, I) -> (O, I)
+        dweight = add_into(into[1], np.matmul(dout.T, x_rows))      # (O, N) @ (N, I) -> (O, I)
     if has_bias and needs[2]:
-        dbias = column_sums(dout)
+        dbias = add_into(into[2], column_sums(dout))
     return dx, dweight, dbias
 
 
@@ -82,12 +84,12 @@ def linear_gelu_forward(x, weight, bias=None, *, needs=(True, True, True)):
     return out, (x, weight, has_bias, needs, slope)
 
 
-def linear_gelu_backward(dout, saved):
+def linear_gelu_backward(dout, saved, into=(None, None, None)):
     """du = dout * gelu'(u), and from there as in linear_backward."""
     *linear_saved, slope = saved
     du = memory.empty(dout.shape, dout.dtype)
     in_parallel(lambda r: np.multiply(rows(dout)[r], rows(slope)[r], out=rows(du)[r]), len(rows(du)), du.size)
-    return linear_backward(du, linear_saved)
+    return linear_backward(du, linear_saved, into)
 
 
 def mlp_forward(x, weight1, bias1, weight2, bias2, *, needs=(True,) * 5):
@@ -100,9 +102,9 @@ def mlp_forward(x, weight1, bias1, weight2, bias2, *, needs=(True,) * 5):
     return out, (saved1, saved2)
 
 
-def mlp_backward(dout, saved):
-    """Back through the second layer, then through the first."""
+def mlp_backward(dout, saved, into=(None,) * 5):
+    """Back through the second layer, then through the first; into: as in linear_backward."""
     saved1, saved2 = saved
-    dhidden, dweight2, dbias2 = linear_backward(dout, saved2)
-    first = (None, None, None) if dhidden is None else linear_gelu_backward(dhidden, saved1)
+    dhidden, dweight2, dbias2 = linear_backward(dout, saved2, (None, *into[3:]))
+    first = (None, None, None) if dhidden is None else linear_gelu_backward(dhidden, saved1, into[:3])
     return *first, dweight2, dbias2

@@ -2,7 +2,7 @@
 import numpy as np
 
 from . import memory
-from .memory import row_chunks, rows
+from .memory import add_into, row_chunks, rows
 
 
 def cross_entropy_forward(logits, targets, *, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
@@ -40,12 +40,15 @@ def linear_cross_entropy_forward(x, weight, targets, *, ignore_index=-100, label
     return _reduce(losses, count, reduction), (x, weight, logits, count, reduction, needs)
 
 
-def linear_cross_entropy_backward(dout, saved):
-    """dx = dlogits W, dW = dlogits^T x; the loss's own gradient scales the small factors, not the (N, V) one."""
+def linear_cross_entropy_backward(dout, saved, into=(None, None, None)):
+    """dx = dlogits W, dW = dlogits^T x; the loss's own gradient scales the small factors, not the (N, V) one.
+
+    into[1]: an array to which dW is added, IN PLACE, or None.
+    """
     x, weight, dlogits, count, reduction, needs = saved
     scale = np.broadcast_to(_upstream(dout, count, reduction), (len(x),))[:, None]
     dx = (dlogits @ weight) * scale if needs[0] else None
-    dweight = dlogits.T @ (x * scale) if needs[1] else None
+    dweight = add_into(into[1], dlogits.T @ (x * scale)) if needs[1] else None
     return dx, dweight, None
 
 

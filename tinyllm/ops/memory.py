@@ -39,12 +39,23 @@ def own(array):
     return array if isinstance(array, np.ndarray) and array.base is None else copy(array)
 
 
-def capture(step):
-    """`step`, a function of arrays that will be called many times with the same shapes, made ready: so far, as it is.
+records = False     # whether capture() makes something new of a step
 
-    It is the door through which a GPU could record a step once and replay it; kernels/runtime.py has the rules.
+
+def capture(step):
+    """`step`, a function of arrays that is called many times with the same shapes, made ready: here it stays as it is.
+
+    A GPU records it once and plays it back (kernels/graph.py, with the rules that such a step has to keep).
     """
     return step
+
+
+def add_into(buffer, grad):
+    """A gradient; where there is a buffer for it, the buffer, to which it has been added, IN PLACE."""
+    if buffer is None or grad is None:
+        return grad
+    buffer += grad
+    return buffer
 
 
 def rows(x):

@@ -3,7 +3,7 @@ import numpy as np
 
 from . import memory
 from .linear import column_sums
-from .memory import row_chunks, rows
+from .memory import add_into, row_chunks, rows
 from .threads import in_parallel
 
 
@@ -34,8 +34,9 @@ def layer_norm_forward(x, weight, bias=None, *, eps=1e-5):
     return out, (xhat, rstd, weight, bias is not None)
 
 
-def layer_norm_backward(dout, saved):
-    """dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) with g = dout * weight; dweight, dbias are column sums.
+def layer_norm_backward(dout, saved, into=(None, None, None)):
+    """dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) with g = dout * weight; dweight, dbias are column sums, which are
+    added to arrays in `into`, IN PLACE, where there are any (as in linear_backward).
 
     xhat depends on x three ways: directly (rstd * g), through the mean (every x_i moves it by 1/C, and it enters every
     xhat_j with -rstd: the term mean(g)), and through rstd (d rstd / d x_i = -rstd^2 xhat_i / C, met by g_j (x_j - mean)
@@ -61,7 +62,7 @@ def layer_norm_backward(dout, saved):
     dweight = np.zeros(C, dout.dtype)
     for start in sorted(dweights):      # in order, whichever thread was first: float sums depend on it
         dweight += dweights[start]
-    return dx, dweight, column_sums(dout_rows) if has_bias else None
+    return dx, add_into(into[1], dweight), add_into(into[2], column_sums(dout_rows)) if has_bias else None
 
 
 def add_layer_norm_forward(x, branch, weight, bias=None, *, eps=1e-5):
@@ -75,13 +76,13 @@ def add_layer_norm_forward(x, branch, weight, bias=None, *, eps=1e-5):
     return (total, out), saved
 
 
-def add_layer_norm_backward(dtotal, dout, saved):
+def add_layer_norm_backward(dtotal, dout, saved, into=(None, None, None, None)):
     """The sum's gradient is what came along the residual stream plus what came through the norm;
     both summands get it.
     """
     if dout is None:
         return dtotal, dtotal, None, None
-    dx, dweight, dbias = layer_norm_backward(dout, saved)
+    dx, dweight, dbias = layer_norm_backward(dout, saved, (None, *into[2:]))
     if dtotal is not None:
         dx += dtotal
     return dx, dx, dweight, dbias
@@ -98,10 +99,10 @@ def rms_norm_forward(x, weight, *, eps=1e-6):
     return (xhat * weight).reshape(x.shape), (xhat, rstd, weight)
 
 
-def rms_norm_backward(dout, saved):
+def rms_norm_backward(dout, saved, into=(None, None)):
     """dx = rstd * (g - xhat * mean(g * xhat)) with g = dout * weight: layer_norm_backward without the mean's term."""
     xhat, rstd, weight = saved
     dout_rows = rows(dout)
     g = dout_rows * weight
     dx = rstd * (g - xhat * (np.vecdot(g, xhat) / xhat.shape[-1])[:, None])
-    return dx.reshape(dout.shape), column_sums(dout_rows * xhat)
+    return dx.reshape(dout.shape), add_into(into[1], column_sums(dout_rows * xhat))
