@@ -47,6 +47,7 @@ def arguments(argv):
     gpu.add_argument("--jobs", nargs="+", metavar="JOB", help="some of them; a wrong name prints the list")
     gpu.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="(default: %(default)s)")
     gpu.add_argument("--all", action="store_true", help="everything, in parts that cannot harm each other")
+    gpu.add_argument("--parts", nargs="+", choices=list(benchmark_all.PARTS), help="of --all, if time is short")
     gpu.add_argument("--seconds", type=whole, help="for all jobs together (default: 300; with --all 470)")
     gpu.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it takes most of the time")
     gpu.add_argument("--smoke", action="store_true", help="tiny sizes; needs no GPU; the times mean nothing")

@@ -49,7 +49,7 @@ def run(args, save):
     """All parts; save(report) after each. Returns the report and the exit code."""
     end, report = time.perf_counter() + args.seconds, {"headline": {}, "parts": {}, "results": []}
     for name, part in PARTS.items():
-        if args.smoke and not part.smoke:
+        if args.smoke and not part.smoke or args.parts and name not in args.parts:
             continue
         seconds, start = min(part.limit, int(end - time.perf_counter())), time.perf_counter()
         print(f"\n{'=' * 20} {name}, {max(seconds, 0)} s at most {'=' * 20}", flush=True)

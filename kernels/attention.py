@@ -60,7 +60,7 @@ def attend(q, m, l, total, first_query, start, middle, end, k_source, v_source, 
     """Meet the keys from `start` up to `end`: the running m, l and total of the queries."""
     queries = first_query + tl.arange(0, q.shape[0])
     scale, later = numbers[0], 1.0
-    if bias_ptr is None:
+    if bias_ptr is None and q.dtype != tl.float32:
         scale, later = 1.0, numbers[0]      # as it is positive, it can wait: s scale - m is one instruction
     for key in range(start // BLOCK_K * BLOCK_K, end, BLOCK_K):
         keys = key + tl.arange(0, BLOCK_K)

@@ -81,7 +81,11 @@ def scores_of(a, b, queries, keys, start, end, bias_ptr, sizes, bias_strides, sc
     a = q, b = k, queries (Q, 1), keys (1, K); or, transposed, a = k, b = q, queries (1, Q), keys (K, 1).
     """
     T, S, offset = sizes
-    s = tl.dot(a, tl.trans(b), input_precision="ieee") * scale
+    s = tl.dot(a, tl.trans(b), input_precision="ieee")
+    if a.dtype == tl.float32:
+        s = tl.fma(s, scale, 0.0)       # rounded here, always: the compiler would round s scale - lse only once in one
+    else:                               # kernel and twice in another, and then the largest p would not be 1
+        s *= scale
     if bias_ptr is not None:
         places = bias_ptr + queries.to(tl.int64) * bias_strides[2] + keys
         s += tl.load(places, mask=(queries < T) & (keys < S), other=0.0).to(tl.float32) * LOG2E

@@ -45,7 +45,7 @@ def reduce_columns_kernel(x_ptr, out_ptr, n_reduced, n_inner, n_part, parts, fac
     column_blocks = tl.cdiv(n_inner, BLOCK_INNER)
     inner = tl.program_id(0) % column_blocks * BLOCK_INNER + tl.arange(0, BLOCK_INNER)
     place = tl.program_id(0) // column_blocks                           # of the result: outer * parts + part
-    start = place % parts * n_part
+    start = (place % parts).to(tl.int64) * n_part                       # a column may be longer than 2^31
     end = tl.minimum(start + n_part, n_reduced)
     x_ptr += (place // parts).to(tl.int64) * n_reduced * n_inner
     no_overhang_inner = inner < n_inner

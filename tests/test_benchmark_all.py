@@ -33,7 +33,7 @@ except KeyboardInterrupt:
 
 def args(tmp_path, **changes):
     return types.SimpleNamespace(**{"seconds": 60, "smoke": False, "out": str(tmp_path), "dtype": "bfloat16",
-                                    "no_compile": False, **changes})
+                                    "no_compile": False, "parts": None, **changes})
 
 
 def run(tmp_path, monkeypatch, programs, limit=30, **changes):
