@@ -6,7 +6,7 @@
     python examples/benchmark.py cpu --jobs C1 --threads 1          some of it; also gpu --jobs linear attention
     python examples/benchmark.py curves         do the losses of NumPy and Triton stay together? Two minutes
     python examples/benchmark.py gpu --all      steps, kernels, writing, curves, and the tests that a GPU runs: eight
-    python examples/benchmark.py tune           look for faster tiles on this card and write them into kernels/configs.py
+    python examples/benchmark.py tune           look for faster tiles on this card, and write them into its table
 
 A time says little: it belongs to one machine and one moment. What travels is the ratio to what a user would pick
 instead, both sides taking turns in the same run; and for a kernel the share of what the machine can do at all. How each
@@ -145,7 +145,8 @@ def tune(args):
     need_gpu(smoke=False)
     import benchmark_tune
     if unknown := [name for name in args.kernels or () if name not in benchmark_tune.TRIALS]:
-        raise ValueError(f"there is no kernel {', '.join(unknown)} to tune; choose from {', '.join(benchmark_tune.TRIALS)}")
+        raise ValueError(f"there is no kernel {', '.join(unknown)} to tune; choose from "
+                         + ", ".join(benchmark_tune.TRIALS))
     report = benchmark_tune.run(args.kernels, args.seconds)
     path = file_in(args.out, "benchmark_tune.json")
     write_json(path, report)

@@ -2,9 +2,9 @@
 
 For each kernel below, the search starts with its row of kernels/configs.py and changes one thing at a time: an edge of
 the tile, the warps, the stages of the pipeline. What does not compile, or disagrees with torch on this card, drops out;
-the fastest becomes the new start, until nothing is faster or the time is over. A row that is at least 2 % faster than the
-old one, also when both are measured once more, is written into configs.py, in its place, or before it where that one is
-for other cards as well. `git diff` shows what has changed, and tests/compile_gate.py whether it still compiles everywhere.
+the fastest becomes the new start, until nothing is faster or the time is over. A row that is at least 2 % faster than
+the old one, also when both are measured once more, is written into configs.py, in its place, or before it where that one
+is for other cards as well. `git diff` shows what has changed, tests/compile_gate.py whether it compiles everywhere.
 
 The time of a configuration is that of all calls in which the kernel has a part, at the sizes of GPT-2 124M.
 """
@@ -77,7 +77,8 @@ def neighbours(config):
 
 def compilers():
     """Processes that compile kernels and leave them on the disk: one takes a second or more."""
-    return concurrent.futures.ProcessPoolExecutor(max(1, (os.cpu_count() or 2) - 2), multiprocessing.get_context("spawn"))
+    context, n = multiprocessing.get_context("spawn"), max(1, (os.cpu_count() or 2) - 2)
+    return concurrent.futures.ProcessPoolExecutor(n, context)
 
 
 def compile_one(row):
@@ -169,7 +170,8 @@ def search_all(kernels, seconds, pool):
             path = Path(configs.__file__)
             path.write_text(replaced(path.read_text(encoding="utf-8"), old, new), encoding="utf-8")
             configs.TABLE.insert(configs.TABLE.index(old), new)
-            found.append({"kernel": kernel, "old": old[-1], "new": new[-1], "microseconds": [before if before < math.inf else None, after]})
+            found.append({"kernel": kernel, "old": old[-1], "new": new[-1],
+                          "microseconds": [before if before < math.inf else None, after]})
             print(f"{kernel}: {before:.0f} -> {after:.0f} us, written into configs.py: {new[-1]}", flush=True)
         else:
             print(f"{kernel}: nothing is faster by 2 %", flush=True)

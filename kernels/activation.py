@@ -7,8 +7,8 @@ input is kept and the slope computed again, as arithmetic is cheap beside a memo
                z = sqrt(2/pi) (u + 0.044715 u^3)                          Hendrycks & Gimpel 2016, arXiv:1606.08415
     gelu'(u) = P(u) + u p(u);                tanh form: s + u s (1 - s) 2 z'
 
-The tanh form is also the epilogue of a matrix product, whose tensor cores wait for it. So s is what costs least: a power
-of 2, with -2 sqrt(2/pi) log2(e) = -2.3022 in its exponent, and a division.
+The tanh form is also the epilogue of a matrix product, whose tensor cores wait for it. So s is what costs least: a
+power of 2, with -2 sqrt(2/pi) log2(e) = -2.3022 in its exponent, and a division.
 """
 
 import triton

@@ -18,7 +18,6 @@ a recorded step (graph.py) can be played back for the next token; programs behin
     new_k_ptr, new_v_ptr   (B, T, K, D) or None: what to put into the cache at end[b], which then ends T later
     partial_ptr      (B, K, parts, ROWS, D + 2) float32: total, m and l of each row
     ROWS             query heads a key head times new tokens, rounded up; a tensor core takes no fewer than 16
-    EARLY            see fused_linear.py
     grids            (parts, B K), and (ROWS, B K) for the merge
 """
 
@@ -28,7 +27,6 @@ import triton.language as tl
 
 from . import configs, runtime
 from .attention_tiles import LOG2E, block_d, load_rows, scores_of, strides_of
-from .fused_linear import follow, launch_next
 from .softmax import LOWEST
 
 ROWS = 16           # query heads a key head times new tokens, up to which attention.py comes here
@@ -52,10 +50,7 @@ def append(k_ptr, v_ptr, new_k_ptr, new_v_ptr, rows, T, end, first, last, stride
 @triton.jit
 def attention_decode_kernel(q_ptr, k_ptr, v_ptr, start_ptr, end_ptr, new_k_ptr, new_v_ptr, partial_ptr, key_heads,
                             group, sizes, strides, new_strides, limit_strides, numbers, ROWS: tl.constexpr,
-                            BLOCK_K: tl.constexpr, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr,
-                            EARLY: tl.constexpr = False):
-    launch_next(EARLY)
-    follow(EARLY)
+                            BLOCK_K: tl.constexpr, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr):
     T, S, offset = sizes
     batch, key_head = (tl.program_id(1) // key_heads).to(tl.int64), (tl.program_id(1) % key_heads).to(tl.int64)
     rows, features = tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
@@ -101,9 +96,7 @@ def attention_decode_kernel(q_ptr, k_ptr, v_ptr, start_ptr, end_ptr, new_k_ptr, 
 
 @triton.jit
 def merge_kernel(partial_ptr, out_ptr, lse_ptr, key_heads, group, n_parts, T, out_strides, ROWS: tl.constexpr,
-                 PARTS: tl.constexpr, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, EARLY: tl.constexpr = False):
-    launch_next(EARLY)
-    follow(EARLY)
+                 PARTS: tl.constexpr, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr):
     batch, key_head = (tl.program_id(1) // key_heads).to(tl.int64), (tl.program_id(1) % key_heads).to(tl.int64)
     row = tl.program_id(0)
     query, head = row % T, key_head * group + row // T
@@ -128,19 +121,18 @@ def forward(q, k, v, start, end, out, lse, group, sizes, numbers, new=(None, Non
 
     new: keys and values (B, T, K, D) that go into k and v, at `end`, before anybody looks.
     """
-    (B, T, H, D), (S, key_heads) = q.shape, k.shape[1:3]
+    (B, T, _, D), (S, key_heads) = q.shape, k.shape[1:3]
     config = configs.lookup("attention_decode", q.dtype, D)
     wanted = triton.cdiv(2 * runtime.n_multiprocessors(), B * key_heads)
     parts = max(1, min(wanted, triton.cdiv(S, config["BLOCK_K"]), 64))
     tiles = {"ROWS": max(16, triton.next_power_of_2(T * group)), "HEAD_SIZE": D, "BLOCK_D": block_d(D)}
     partial = runtime.empty((B, key_heads, parts, tiles["ROWS"], D + 2))
     strides, new_strides = strides_of(q, k, v, out), strides_of(*(x for x in new if x is not None))[:2]
-    early = {name: config[name] for name in ("EARLY", "launch_pdl") if name in config}
     limit_strides = tuple(0 if x is None else x.stride(0) for x in (start, end))
     attention_decode_kernel[(parts, B * key_heads)](q, k, v, start, end, *new, partial, key_heads, group, sizes,
                                                     strides, new_strides, limit_strides, numbers, **tiles, **config)
     merge_kernel[(T * group, B * key_heads)](partial, out, lse, key_heads, group, parts, T, strides[3],
-                                             PARTS=triton.next_power_of_2(parts), **tiles, **early)
+                                             PARTS=triton.next_power_of_2(parts), **tiles)
 
 
 def cached_attention(q, k, v, k_cache, v_cache, position, key_start=None):

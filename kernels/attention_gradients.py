@@ -131,8 +131,8 @@ def attention_dkdv_kernel(q_source, k_ptr, v_ptr, dout_source, lse_source, delta
         if bias_ptr is not None:
             bias_head += batch.to(tl.int64) * strides[6][0] + head.to(tl.int64) * strides[6][1]
         dk, dv = gather_dkdv(dk, dv, k, v, first, middle, first_key, start, end, q_source, dout_source, lse_source,
-                             delta_source, bias_head, rng_ptr, batch, head, H, sizes, strides, numbers, BLOCK_Q, HEAD_SIZE,
-                             BLOCK_D, TMA)
+                             delta_source, bias_head, rng_ptr, batch, head, H, sizes, strides, numbers, BLOCK_Q,
+                             HEAD_SIZE, BLOCK_D, TMA)
     store_rows(head_of(dk_ptr, strides[4], batch, key_head), keys, strides[4], S, HEAD_SIZE, BLOCK_D, dk * scale)
     store_rows(head_of(dv_ptr, strides[5], batch, key_head), keys, strides[5], S, HEAD_SIZE, BLOCK_D, dv)
 
@@ -187,7 +187,8 @@ def backward(dout, dq, dk, dv, saved):
 
     kv, config = sources(configs.lookup("attention_dq" + extra, q.dtype, D), "BLOCK_K", k, v)
     attention_dq_kernel[(triton.cdiv(T, config["BLOCK_Q"]), B * H)](
-        q, *kv, dout, out, lse, delta, *others, dq, H, group, sizes, strides(out, dq), numbers, scale, **tiles, **config)
+        q, *kv, dout, out, lse, delta, *others, dq, H, group, sizes, strides(out, dq), numbers, scale, **tiles,
+        **config)
     read, config = sources(configs.lookup("attention_dkdv" + extra, q.dtype, D), "BLOCK_Q", q, dout, lse, delta)
     attention_dkdv_kernel[(triton.cdiv(S, config["BLOCK_K"]), B * key_heads)](
         read[0], k, v, *read[1:], *others, dk, dv, H, group, sizes, strides(dk, dv), numbers, scale, **tiles, **config)

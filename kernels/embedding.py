@@ -91,7 +91,10 @@ def embedding_forward(ids, weight, *, needs=(False, True)):
 
 
 def embedding_backward(dout, saved, into=(None, None)):
-    """Scatter-add: dout (..., C) -> (None, dweight (V, C) in float32); into[1]: an array to which it is added, IN PLACE."""
+    """Scatter-add: dout (..., C) -> (None, dweight (V, C) in float32).
+
+    into[1]: an array to which dweight is added, IN PLACE, or None.
+    """
     ids, vocabulary, needs = saved
     if not needs[1]:
         return None, None

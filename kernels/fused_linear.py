@@ -20,7 +20,6 @@ up to 127 loses anything in 16 bits.
     norm_weight_ptr, norm_bias_ptr (I,); the second, or both, may be None
     residual_ptr, out_ptr          (N, O) row-major; the first may be None
     NORM                           "none", "layer_norm" or "rms_norm"
-    EARLY                          whether the kernel starts before the one in front of it has ended (see follow)
     grids                          (ceil(O / BLOCK_O),), and for tiles (ceil(N / BLOCK_M) ceil(O / BLOCK_N),)
 """
 
@@ -34,26 +33,6 @@ from .matmul import tile_of
 FEW = 4             # rows of x, up to which the first kernel takes them
 BATCH = 64          # rows of x, up to which linear.py comes here if no gradient is wanted ...
 WIDE = 8192         # ... and outputs: many more give product.py's large tiles enough to do
-
-
-@triton.jit
-def follow(EARLY: tl.constexpr):
-    """From here on, everything that was launched earlier has ended, and what it wrote can be read.
-
-    By itself, a kernel starts when the one in front of it has ended. With `launch_pdl` (programmatic dependent launch,
-    Hopper) it starts when all programs of that one have called launch_next(), and has to wait itself, here. What does
-    not depend on others, such as fetching weights, it can do before. Every kernel that starts early must call this:
-    those behind it rely on that.
-    """
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
-
-
-@triton.jit
-def launch_next(EARLY: tl.constexpr):
-    """The next kernel may start, as soon as there is room for it."""
-    if EARLY:
-        tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
@@ -104,16 +83,14 @@ def finish(total, scale, bias, residual_ptr, out_ptr, places, no_overhang, GELU:
 @triton.jit
 def fused_linear_rows_kernel(x_ptr, weight_ptr, scale_ptr, bias_ptr, norm_weight_ptr, norm_bias_ptr, residual_ptr,
                              out_ptr, n_rows, n_out, n_in, eps, NORM: tl.constexpr, GELU: tl.constexpr,
-                             BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, EARLY: tl.constexpr = False):
-    launch_next(EARLY)
+                             BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr):
     outs = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)[:, None]
     ins = tl.arange(0, BLOCK_I)[None, :]
-    # All that no other kernel computes comes first, and at once: each look into memory takes half a microsecond.
+    # What can be asked for at once comes first: each look into memory takes half a microsecond.
     weight_rows = weight_ptr + (outs % n_out).to(tl.int64) * n_in           # what hangs over starts again
     weight = tl.load(weight_rows + ins, mask=ins < n_in, other=0)           # (BLOCK_O, BLOCK_I): the first, or all
     scale, bias = vector(scale_ptr, outs, n_out, 1.0), vector(bias_ptr, outs, n_out, 0.0)           # (BLOCK_O, 1)
     gain, shift = vector(norm_weight_ptr, ins, n_in, 1.0), vector(norm_bias_ptr, ins, n_in, 0.0)    # (1, BLOCK_I)
-    follow(EARLY)
     for row in range(0, n_rows):
         x_row = x_ptr + row * n_in + tl.zeros((1, 1), dtype=tl.int32)
         mean, rstd = statistics(x_row, n_in, eps, NORM, BLOCK_I)
@@ -132,9 +109,7 @@ def fused_linear_rows_kernel(x_ptr, weight_ptr, scale_ptr, bias_ptr, norm_weight
 def fused_linear_tiles_kernel(x_ptr, weight_ptr, scale_ptr, bias_ptr, norm_weight_ptr, norm_bias_ptr, residual_ptr,
                               out_ptr, n_rows, n_out, n_in, eps, NORM: tl.constexpr, GELU: tl.constexpr,
                               BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-                              GROUP_M: tl.constexpr, EARLY: tl.constexpr = False):
-    launch_next(EARLY)
-    follow(EARLY)
+                              GROUP_M: tl.constexpr):
     tile_row, tile_column = tile_of(tl.program_id(0), n_rows, n_out, BLOCK_M, BLOCK_N, GROUP_M)
     rows = tile_row * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
     outs = tile_column * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]

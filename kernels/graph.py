@@ -95,8 +95,9 @@ class Recording:
         key = array.dtype.str, array.shape, array.tobytes(), str(dtype)
         if key not in self.constants:
             if self.complete:
-                raise RuntimeError(f"a recorded step makes an array {array.shape} of {array.dtype} from numbers that its "
-                                   "first run did not have: what changes from step to step must be an argument of it")
+                raise RuntimeError(f"a recorded step makes an array {array.shape} of {array.dtype} from numbers that "
+                                   "its first run did not have: what changes from step to step must be an argument of "
+                                   "it")
             self.constants[key] = make()
         return self.constants[key]
 
@@ -108,8 +109,8 @@ def _leaves(tree):
     if isinstance(tree, (tuple, list)):
         return [leaf for branch in tree for leaf in _leaves(branch)]
     if not isinstance(tree, (np.ndarray, torch.Tensor, type(None))):
-        raise TypeError(f"capture: a recorded step takes arrays, not a {type(tree).__name__}: a number would stay what it "
-                        "was while the step was recorded")
+        raise TypeError(f"capture: a recorded step takes arrays, not a {type(tree).__name__}: a number would stay what "
+                        "it was while the step was recorded")
     return [] if tree is None else [tree]
 
 

@@ -113,7 +113,8 @@ def _descriptor_reduce(self, kind, descriptor, value, offsets):
     if "ADD" not in str(kind).upper():
         raise NotImplementedError(f"the interpreter's descriptors can add to memory only, not {kind}")
     pointers, inside = descriptor.materialize_pointers(offsets)
-    before = self.create_masked_load(pointers, inside, TensorHandle(np.zeros_like(value.data), value.dtype), None, None, False)
+    zeros = TensorHandle(np.zeros_like(value.data), value.dtype)
+    before = self.create_masked_load(pointers, inside, zeros, None, None, False)
     return self.create_masked_store(pointers, TensorHandle(before.data + value.data, value.dtype), inside, None, None)
 
 

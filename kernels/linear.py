@@ -78,7 +78,8 @@ def mlp_forward(x, weight1, bias1, weight2, bias2, *, needs=(True,) * 5):
 def mlp_backward(dout, saved, into=(None,) * 5):
     """The two layers' backward passes; the slope of GELU is applied to dout W2 while that is in registers."""
     pre, saved1, (hidden, weight2, has_bias2, (needs_hidden, *needs2), shape) = saved
-    _, dweight2, dbias2 = linear_backward(dout, (hidden, weight2, has_bias2, (False, *needs2), shape), (None, *into[3:]))
+    saved2 = hidden, weight2, has_bias2, (False, *needs2), shape
+    _, dweight2, dbias2 = linear_backward(dout, saved2, (None, *into[3:]))
     if not needs_hidden:
         return None, None, None, dweight2, dbias2
     dpre = _multiply(runtime.as_rows(dout), weight2, runtime.empty(pre.shape, pre.dtype), None, pre, "gelu backward")

@@ -5,10 +5,10 @@
 The Tensor Memory Accelerator fetches a tile when it is given a *descriptor* (where the matrix lies, its sizes and
 strides, the size of a tile) and two coordinates: no pointers, no masks, zeros where the tile hangs over, and no
 register on the way from memory to the tensor cores. Two more things keep those busy:
-- persistent programs: one or two for each multiprocessor, which take tile after tile. With FLATTEN the compiler makes one
-  loop of both, so that the next tile's first loads run during this tile's epilogue;
-- the epilogue in two halves of the columns, which need half the shared memory, and leave the rest to the pipeline. A long
-  epilogue (GELU) keeps the tensor cores waiting all the same: there two programs with smaller tiles take turns.
+- persistent programs: one or two for each multiprocessor, which take tile after tile. With FLATTEN the compiler makes
+  one loop of both, so that the next tile's first loads run during this tile's epilogue;
+- the epilogue in two halves of the columns, which need half the shared memory, and leave the rest to the pipeline. A
+  long epilogue (GELU) keeps the tensor cores waiting all the same: there two programs with smaller tiles take turns.
 
     a_desc, b_desc    tiles as the matrix lies in memory; LAYOUT says which are transposed: "NN" a (M, K), b (K, N);
                       "NT" a (M, K), b (N, K); "TN" a (K, M), b (K, N)
@@ -19,13 +19,13 @@ register on the way from memory to the tensor cores. Two more things keep those 
 
 A matrix fits if its rows start at multiples of 16 bytes.
 
-A weight gradient, dW = dout^T x, has few tiles and a very long inner axis, all tokens of the batch. For GPT-2's 3072 x 768
-weights there are 72 tiles for 132 multiprocessors. So the inner axis is cut into parts (*split-K*), as many as make the
-programs finish together (parts_of), and each program adds what it has found to zeros in memory, in whatever order: the
-last digits may differ from run to run (runtime.deterministic: product.py). All tiles of one part come first, then those
-of the next: what runs at the same time reads the same rows of dout and x, and finds them in the L2 cache. Equal shares
-that begin and end anywhere (stream-K, Osama et al. 2023, arXiv:2301.03598) keep all multiprocessors busy to the last step,
-but read at as many places as there are programs: at these sizes that took twice as long on an H100.
+A weight gradient, dW = dout^T x, has few tiles and a very long inner axis, all tokens of the batch. For GPT-2's 3072 x
+768 weights there are 72 tiles for 132 multiprocessors. So the inner axis is cut into parts (*split-K*), as many as make
+the programs finish together (parts_of), and each program adds what it has found to zeros in memory, in whatever order:
+the last digits may differ from run to run (runtime.deterministic: product.py). All tiles of one part come first, then
+those of the next: what runs at the same time reads the same rows of dout and x, and finds them in the L2 cache. Equal
+shares that begin and end anywhere (stream-K, Osama et al. 2023, arXiv:2301.03598) keep all multiprocessors busy to the
+last step, but read at as many places as there are programs: at these sizes that took twice as long on an H100.
 """
 
 import functools
@@ -43,7 +43,7 @@ EDGES = 8       # steps along K (a guess that costs little: 4 and 16 give nearly
 
 @triton.jit
 def load_tiles(a_desc, b_desc, row, column, k, LAYOUT: tl.constexpr):
-    """The parts of a and b that meet in the tile of out at (row, column), from k on: (BLOCK_M, BLOCK_K), (BLOCK_K, BLOCK_N)"""
+    """What meets in the tile of out at (row, column), from k on: a (BLOCK_M, BLOCK_K) and b (BLOCK_K, BLOCK_N)"""
     if LAYOUT == "TN":
         a = a_desc.load([k, row]).T
     else:
@@ -62,9 +62,9 @@ def halves(total, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def matmul_tma_kernel(a_desc, b_desc, bias_ptr, pre_desc, out_desc, M, N, K, LAYOUT: tl.constexpr, EPILOGUE: tl.constexpr,
-                      BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-                      FLATTEN: tl.constexpr):
+def matmul_tma_kernel(a_desc, b_desc, bias_ptr, pre_desc, out_desc, M, N, K, LAYOUT: tl.constexpr,
+                      EPILOGUE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+                      GROUP_M: tl.constexpr, FLATTEN: tl.constexpr):
     n_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), n_tiles, tl.num_programs(0), flatten=FLATTEN):
         tile_row, tile_column = tile_of(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
@@ -128,7 +128,8 @@ def launch(a, b, out, bias=None, pre=None, epilogue="none"):
     (M, K), N, m, n = a.shape, out.shape[1], config["BLOCK_M"], config["BLOCK_N"]
     out_desc, pre_desc = (None if x is None else TensorDescriptor.from_tensor(x, [m, n // 2]) for x in (out, pre))
     grid = (min(programs * runtime.n_multiprocessors(), triton.cdiv(M, m) * triton.cdiv(N, n)),)
-    matmul_tma_kernel[grid](a_desc, b_desc, bias, pre_desc, out_desc, M, N, K, LAYOUT=names, EPILOGUE=epilogue, **config)
+    matmul_tma_kernel[grid](a_desc, b_desc, bias, pre_desc, out_desc, M, N, K, LAYOUT=names, EPILOGUE=epilogue,
+                            **config)
     return out
 
 

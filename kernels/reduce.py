@@ -41,7 +41,8 @@ SHORTEST = 8                    # tiles a part has at least: less is not worth a
 
 @triton.jit(do_not_specialize=["n_reduced", "n_part", "parts"])
 def reduce_columns_kernel(x_ptr, out_ptr, n_reduced, n_inner, n_part, parts, factor, MAXIMUM: tl.constexpr,
-                          ADD: tl.constexpr, STAGES: tl.constexpr, BLOCK_REDUCED: tl.constexpr, BLOCK_INNER: tl.constexpr):
+                          ADD: tl.constexpr, STAGES: tl.constexpr, BLOCK_REDUCED: tl.constexpr,
+                          BLOCK_INNER: tl.constexpr):
     column_blocks = tl.cdiv(n_inner, BLOCK_INNER)
     inner = tl.program_id(0) % column_blocks * BLOCK_INNER + tl.arange(0, BLOCK_INNER)
     place = tl.program_id(0) // column_blocks                           # of the result: outer * parts + part
@@ -136,7 +137,7 @@ def unbroadcast(grad, shape):
 
 
 def sum_rows(x, into=None):
-    """Column sums of a row-major array, in float32: (rows, ...) -> (...); added to the array `into`, if there is one."""
+    """Column sums of a row-major array, in float32: (rows, ...) -> (...); added to `into`, if there is such an array."""
     out = _reduce_run(x, 0, 1, 1.0, False, torch.float32, into)
     return out.view(x.shape[1:]) if into is None else into
 

@@ -86,8 +86,9 @@ def from_numpy(array, dtype=None):
 def to_numpy(tensor):
     """A copy of a device array as a NumPy array, 16-bit floats as float32. The host waits until it is computed."""
     if recording is not None:
-        raise RuntimeError("a recorded step cannot read numbers back (.item(), .numpy(), float(), print): they exist only "
-                           "when the graph runs; read what the step returns, or switch recording off with capture=False")
+        raise RuntimeError("a recorded step cannot read numbers back (.item(), .numpy(), float(), print): they exist "
+                           "only when the graph runs; read what the step returns, or switch recording off with "
+                           "capture=False")
     tensor = tensor.to("cpu", copy=True)
     return (tensor.float() if tensor.dtype in FLOATS[1:] else tensor).numpy()
 

@@ -31,8 +31,8 @@ PARTS = [("80", "bfloat16", "all"), ("90", "bfloat16", "all"), ("86", "bfloat16"
 
 
 def gate(*arguments):
-    return subprocess.run([sys.executable, HERE / "compile_gate.py", *arguments], text=True, capture_output=True, cwd=HERE,
-                          env={**os.environ, "TRITON_INTERPRET": "0"})
+    return subprocess.run([sys.executable, HERE / "compile_gate.py", *arguments], text=True, capture_output=True,
+                          cwd=HERE, env={**os.environ, "TRITON_INTERPRET": "0"})
 
 
 @pytest.mark.parametrize("card, dtype, part", PARTS)

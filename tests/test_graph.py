@@ -1,4 +1,5 @@
-"""Recorded steps (kernels/graph.py). Without a GPU they run again each time, on the same buffers, under the same rules."""
+"""Recorded steps (kernels/graph.py). Without a GPU they run again each time, on the same buffers and by the same rules.
+"""
 import numpy as np
 import pytest
 
@@ -108,13 +109,15 @@ def hidden_tokens(rng):
 
 MODELS = {
     "GPT": (lambda: tinyllm.GPT(tinyllm.GPTConfig(11, n_positions=8, n_embd=16, n_layer=1, n_head=2)), next_tokens),
-    "Llama": (lambda: tinyllm.GPT(tinyllm.GPTConfig.preset("llama-tiny", vocab_size=11, n_positions=8, n_embd=16, n_layer=1,
-                                                           n_inner=32)), next_tokens),
+    "Llama": (lambda: tinyllm.GPT(tinyllm.GPTConfig.preset("llama-tiny", vocab_size=11, n_positions=8, n_embd=16,
+                                                           n_layer=1, n_inner=32)), next_tokens),
     "LSTM": (lambda: tinyllm.LSTMLM(tinyllm.RNNConfig.preset("nano", vocab_size=11, dropout=0.1)), next_tokens),
     "causal": (lambda: tinyllm.TransformerLM(tinyllm.TransformerLMConfig(**LAYERS, num_layers=1)), next_tokens),
     "encoder": (lambda: tinyllm.TransformerLM(tinyllm.TransformerLMConfig(**LAYERS, num_layers=1, causal=False,
-                                                                          pad_token_id=0)), lambda rng: (padded(rng),) * 2),
-    "Seq2Seq": (lambda: tinyllm.Seq2Seq(tinyllm.Seq2SeqConfig(**LAYERS, num_encoder_layers=1, num_decoder_layers=1)), pairs),
+                                                                          pad_token_id=0)),
+                lambda rng: (padded(rng),) * 2),
+    "Seq2Seq": (lambda: tinyllm.Seq2Seq(tinyllm.Seq2SeqConfig(**LAYERS, num_encoder_layers=1, num_decoder_layers=1)),
+                pairs),
     "T5": (lambda: tinyllm.T5(tinyllm.T5Config(vocab_size=11, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)),
            pairs),
     "BERT": (lambda: tinyllm.BERT(tinyllm.BERTConfig(**BERT)), hidden_tokens),

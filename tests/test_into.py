@@ -26,7 +26,8 @@ def gradients(op, where, before=None):
         if isinstance(leaf, Tensor) and before is not None:
             leaf.grad = leaf.grad_buffer = backend.get(where).from_numpy(np.full(leaf.shape, before, np.float32))
     outs = as_tuple(FUNCTIONAL[op](*leaves, **options))
-    sum((out * Tensor(upstream(i, out.shape).astype(np.float32)).to(where)).sum() for i, out in enumerate(outs)).backward()
+    douts = [Tensor(upstream(i, out.shape).astype(np.float32)).to(where) for i, out in enumerate(outs)]
+    sum((out * dout).sum() for out, dout in zip(outs, douts)).backward()
     leaves = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     in_place = [before is not None and leaf.grad is leaf.grad_buffer for leaf in leaves]
     return [backend.get(where).to_numpy(leaf.grad) for leaf in leaves], in_place

@@ -91,7 +91,7 @@ class Optimizer:
             p.grad = None
 
     def collect_gradients(self):
-        """In place of zero_grad(): let backward() add the gradients up in the flat buffer, which need not be filled then.
+        """In place of zero_grad(): let backward() add the gradients up in the flat buffer, where step() wants them.
 
         On the NumPy backend it would win nothing, as a product there cannot add to what is in an array already.
         """

@@ -35,8 +35,9 @@ def layer_norm_forward(x, weight, bias=None, *, eps=1e-5):
 
 
 def layer_norm_backward(dout, saved, into=(None, None, None)):
-    """dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) with g = dout * weight; dweight, dbias are column sums, which are
-    added to arrays in `into`, IN PLACE, where there are any (as in linear_backward).
+    """dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) with g = dout * weight; dweight, dbias are column sums.
+
+    into: arrays to which dweight and dbias are added, IN PLACE, where there are any (as in linear_backward).
 
     xhat depends on x three ways: directly (rstd * g), through the mean (every x_i moves it by 1/C, and it enters every
     xhat_j with -rstd: the term mean(g)), and through rstd (d rstd / d x_i = -rstd^2 xhat_i / C, met by g_j (x_j - mean)

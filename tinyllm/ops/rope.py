@@ -1,6 +1,4 @@
 """Rotary position embedding: turn each pair of features by an angle that grows with the position."""
-import numpy as np
-
 from . import memory
 
 
