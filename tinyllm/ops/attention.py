@@ -110,6 +110,8 @@ def _blocks(T, S, causal):
 def _mask_future(scores, i, offset):
     """-inf on the keys j > i + offset; they all lie in the block's last rows, below the diagonal of (keys, queries)."""
     keys, n = scores.shape[-2:]
+    if keys <= i + offset + 1:                      # the first query sees them all, as in writing token by token
+        return
     first = max(0, i + offset)                      # every query sees the keys before this one
     future = np.arange(first, keys)[:, None] > np.arange(i, i + n) + offset
     scores[..., first:, :] += np.where(future, -np.inf, 0).astype(scores.dtype)
