@@ -19,7 +19,8 @@ import benchmark_report
 HERE = Path(__file__).parent
 GRACE = 10                      # seconds that a part which was stopped has to write down what it knows
 LEAST = 15                      # seconds without which no part is worth starting
-TESTS = ["gpu", "two_paths", "kernels", "agreement", "quantize_kernels", "recurrent", "sample", "generate"]
+TESTS = ["gpu", "two_paths", "kernels", "agreement", "graph", "into", "fused_linear", "recorded_decoding",
+         "quantize_kernels", "recurrent", "generate"]
 
 
 @dataclass

@@ -9,6 +9,7 @@ All start from the same weights and see the same batches; the first losses must 
 first called, so that its memory is its own.
 """
 import functools
+import gc
 
 import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
 import numpy as np
@@ -144,6 +145,7 @@ def allocated(s, what, restart=False):
     if s.device.type != "cuda":
         return 0
     if restart:
+        gc.collect()                                            # what the row before has left must not count
         torch.cuda.reset_peak_memory_stats()
     return getattr(torch.cuda, what)()
 

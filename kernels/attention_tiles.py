@@ -134,7 +134,7 @@ def limits(key_start, key_end, batch, n_keys):
     return both
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache        # for ever: a recorded step (graph.py) remembers where they are, not what
 def _all_keys(batch, n_keys, device):
     """The limits of most calls: made once, so that a training step launches nothing for them."""
     return torch.tensor([[0, n_keys]] * batch, dtype=torch.int32, device=device)
@@ -162,8 +162,8 @@ def sources(config, rows, *arrays):
     arrays: (B, T, H, D) or (B, H, T), in tiles of config[rows] rows. They become descriptors where config says TMA and
     the hardware can: all must start at multiples of 16 bytes.
     """
-    starts = [x.data_ptr() for x in arrays] + [s * x.element_size() for x in arrays for s in x.stride()[:-1]]
-    if not config.get("TMA") or any(start % 16 for start in starts):
+    steps = [s * x.element_size() for x in arrays for s in x.stride()[:-1]]         # 0 where an array is repeated
+    if not config.get("TMA") or any(x.data_ptr() % 16 for x in arrays) or any(s == 0 or s % 16 for s in steps):
         return arrays, {**config, "TMA": False}
     block = lambda x: [1, config[rows], 1, block_d(x.shape[3])] if x.ndim == 4 else [1, 1, config[rows]]
     return [TensorDescriptor.from_tensor(x, block(x)) for x in arrays], config

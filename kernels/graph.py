@@ -9,9 +9,12 @@ change from step to step must stand in device memory. A step that can be recorde
   the graph remembers where it read, not what;
 - makes no array from the host's numbers but constants, like positions: those that its first run made are kept.
 
+Whatever else it looks at stays as it was: a Python number (an optimizer's betas), a switch (model.train()), where the
+parameters lie. Whoever changes such a thing must record anew (train.Recorded does, when parameters move).
+
 The first call with arrays of certain shapes just runs, and so compiles the kernels; the second is recorded. In Triton's
-interpreter there are no graphs: there the step runs again each time, on the same buffers and under the same rules, so
-that a step that breaks one is found without a GPU.
+interpreter there are no graphs: there the step runs again each time, on the same buffers, and what breaks the rules
+about arrays is found without a GPU. Frozen numbers are not.
 """
 
 import numpy as np
@@ -20,6 +23,7 @@ import torch
 from . import runtime
 
 records = True      # capture() makes something new of a step
+KEPT = 16           # recordings of a step
 
 
 def capture(step):
@@ -30,24 +34,30 @@ def capture(step):
 class Captured:
     """A step, ready to be called with arrays, or tuples, lists and dictionaries of arrays; NumPy's or the device's.
 
-    Its results are the same device arrays each time: the next call overwrites them.
+    Its results are the same device arrays each time: the next call overwrites them. There is a recording for each
+    combination of shapes; of those, the KEPT last used ones stay, and they share their memory, as one runs at a time.
     """
 
     def __init__(self, step):
-        self.step, self.recordings = step, {}
+        self.step, self.recordings, self.pool = step, {}, None
 
     def __call__(self, *arguments):
-        key = tuple((a.shape, str(a.dtype).removeprefix("torch.")) for a in _leaves(arguments))
-        if key not in self.recordings:
-            self.recordings[key] = Recording(self.step, arguments)
-        return self.recordings[key](arguments)
+        if self.pool is None and runtime.device().type == "cuda":
+            self.pool = torch.cuda.graph_pool_handle()
+        _leaves(arguments)                                      # refuses what is no array
+        key = runtime.deterministic, _form(arguments)
+        recording = self.recordings.pop(key, None) or Recording(self.step, arguments, self.pool)
+        self.recordings[key] = recording                        # the last one used comes last
+        if len(self.recordings) > KEPT:
+            del self.recordings[next(iter(self.recordings))]
+        return recording(arguments)
 
 
 class Recording:
     """The step for one combination of shapes: its input buffers, its constants, its graph, its results."""
 
-    def __init__(self, step, arguments):
-        self.step, self.results, self.graph = step, None, None
+    def __init__(self, step, arguments, pool):
+        self.step, self.pool, self.results, self.graph = step, pool, None, None
         self.constants, self.complete = {}, False
         self.inputs = _copied(arguments, lambda a: runtime.empty(a.shape, a.dtype))
         self.on_gpu = runtime.device().type == "cuda"
@@ -58,7 +68,7 @@ class Recording:
         if self.graph is None and self.complete and self.on_gpu:
             self.results = None                                 # its memory is free for the recording
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):                       # nothing runs in here
+            with torch.cuda.graph(graph, pool=self.pool):       # nothing runs in here
                 self._run()
             self.graph = graph
         if self.graph is None:
@@ -97,7 +107,7 @@ class Recording:
             if self.complete:
                 raise RuntimeError(f"a recorded step makes an array {array.shape} of {array.dtype} from numbers that "
                                    "its first run did not have: what changes from step to step must be an argument of "
-                                   "it")
+                                   "it; or switch recording off with capture=False")
             self.constants[key] = make()
         return self.constants[key]
 
@@ -112,6 +122,15 @@ def _leaves(tree):
         raise TypeError(f"capture: a recorded step takes arrays, not a {type(tree).__name__}: a number would stay what "
                         "it was while the step was recorded")
     return [] if tree is None else [tree]
+
+
+def _form(tree):
+    """What two calls must have in common to share a recording: the nesting, the keys, each array's shape and type."""
+    if isinstance(tree, dict):
+        return tuple((key, _form(branch)) for key, branch in tree.items())
+    if isinstance(tree, (tuple, list)):
+        return tuple(map(_form, tree))
+    return tree if tree is None else (tuple(tree.shape), str(tree.dtype).removeprefix("torch."))
 
 
 def _copied(tree, function):

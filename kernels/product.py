@@ -3,7 +3,8 @@
 linear.py and loss.py call these two functions. A weight gradient, dW = dout^T x, is a small matrix with a very long
 inner axis (all tokens of the batch): for GPT-2's 768 x 768 weights that is 36 tiles of 128 x 128, a quarter of an
 H100's multiprocessors. *Split-K* cuts the inner axis, multiplies the parts side by side, and adds them up in a second
-launch, always in the same order. Hopper has a better way (stream-K, matmul_tma.py), unless the same order matters.
+launch, always in the same order. On Hopper the parts are added in memory at once (matmul_tma.py), unless the order
+matters.
 """
 
 import torch
@@ -33,10 +34,10 @@ def weight_gradient(dout, x, n_outputs=None, into=None):
     into: an array (O, I) to which dW is added, IN PLACE, or None.
     """
     a, b, rows, n_outputs = dout.T, x, len(x), n_outputs or dout.shape[1]
-    if configs.has("weight_gradient", x.dtype) and not runtime.deterministic:
+    tma = configs.has("weight_gradient", x.dtype) and matmul_tma.layout(a, b, into) and x.shape[1] % 4 == 0
+    if tma and not runtime.deterministic:
         out = runtime.empty((n_outputs, x.shape[1]), torch.float32).zero_() if into is None else into
-        if matmul_tma.layout(a, b, out):
-            return matmul_tma.add_product(a, b, out)
+        return matmul_tma.add_product(a, b, out)
     config = configs.lookup("matmul", x.dtype)
     tiles = triton.cdiv(a.shape[0], config["BLOCK_M"]) * triton.cdiv(b.shape[1], config["BLOCK_N"])
     parts = 1

@@ -21,7 +21,7 @@ TRITON_INTERPRETED = not isinstance(tl.zeros, triton.JITFunction)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)     # what the kernels store; all of them compute in float32
 
 recording = None        # a Recording (graph.py) while its step runs
-deterministic = False   # True: no atomic additions of floats, whose order differs from run to run (embedding.py)
+deterministic = False   # True: no atomic additions of floats, whose order differs from run to run
 
 
 def device():

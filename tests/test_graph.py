@@ -192,6 +192,65 @@ def test_weights_that_somebody_loads_reach_the_recording():
     assert runs[0][0] != runs[0][1] and runs[0] == runs[1]
 
 
+def test_parameters_that_move_are_recorded_anew():
+    """A summed_loss() that outlives its parameters' place in memory, as an optimizer gives them another."""
+    make, draw = MODELS["GPT"]
+    model, batch = make().to("triton").eval(), draw(np.random.default_rng(0))
+    loss = train.summed_loss(model)
+    with tinyllm.no_grad():
+        before = [float(loss(batch)) for _ in range(2)]
+        optim.SGD(model.parameters(), 0.1)
+        for p in model.parameters():
+            p.data = runtime.copy(p.data) * 2
+        after = [float(loss(batch)) for _ in range(2)]
+        assert before[0] == before[1] != after[0] == after[1]
+        assert after[0] == float(train.summed_loss(model, capture=False)(batch))
+
+
+def test_recordings_differ_by_nesting_and_keys_and_only_the_last_are_kept(monkeypatch):
+    step = kernels.capture(lambda tree, more: (on_device(tree["a"]) - on_device(tree["b"])).data if more is None
+                           else (on_device(more) * 10.0).data)
+    x, y = (np.full(2, n, np.float32) for n in (5, 3))
+    results = [step({"a": x, "b": y}, None), step({"b": x, "a": y}, None), step({"a": x}, y)]
+    assert [float(r[0]) for r in results] == [2, -2, 30] and len(step.recordings) == 3
+    from tinyllm.kernels import graph
+    monkeypatch.setattr(graph, "KEPT", 2)
+    for n in (3, 4, 5, 3):
+        step({"a": np.ones(n, np.float32), "b": np.ones(n, np.float32)}, None)
+    assert len(step.recordings) == 2
+
+
+def test_every_step_has_its_own_dropout_and_the_next_draw_is_numpys():
+    """Also without next_step(), and whether a step is recorded or not."""
+    results = []
+    for where in ("numpy", "triton"):
+        tinyllm.manual_seed(1)
+        model = tinyllm.GPT(tinyllm.GPTConfig(11, n_positions=8, n_embd=16, n_layer=1, n_head=2, embd_pdrop=0.5)).to(where)
+        step = train.training_step(model, optim.SGD(model.parameters(), 1e-9), train.TrainConfig())
+        batch = MODELS["GPT"][1](np.random.default_rng(0))
+        results.append([float(step([batch], 1e-9)[0][0]) for _ in range(3)] + [tinyllm.random.new_seed()])
+    assert len(set(results[0][:3])) == 3 and results[0][3] == results[1][3]
+    np.testing.assert_allclose(results[0][:3], results[1][:3], rtol=1e-5)
+
+
+def test_a_loss_of_ones_own_is_not_recorded():
+    class Mine(tinyllm.GPT):
+        def loss(self, ids, targets, reduction="mean"):
+            return super().loss(ids, np.where(targets == 3, -100, targets), reduction)
+
+    tinyllm.manual_seed(1)
+    model = Mine(tinyllm.GPTConfig(11, n_positions=8, n_embd=16, n_layer=1, n_head=2)).to("triton")
+    step = train.training_step(model, optim.SGD(model.parameters(), 0.1), train.TrainConfig())
+    for _ in range(2):
+        step([MODELS["GPT"][1](np.random.default_rng(0))], 0.1)
+
+
+def test_bert_wants_one_target_for_each_token_here_too():
+    model = MODELS["BERT"][0]().to("triton")
+    with pytest.raises(ValueError, match=r"BERT: targets are \(3, 7\) and ids are \(3, 8\)"):
+        model.prepare(np.ones((3, 8), int), np.ones((3, 7), int))
+
+
 def test_resuming_does_not_care_whether_steps_are_recorded(tmp_path):
     """capture changes no number, so it is no other run."""
     data = [text.TokenDataset(np.random.default_rng(0).integers(0, 11, 100), 8)] * 2

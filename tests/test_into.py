@@ -87,3 +87,13 @@ def test_a_training_step_copies_no_gradient_of_a_gpt(monkeypatch):
     ids = np.random.default_rng(0).integers(0, 65, (2, 17))
     step([(ids[:, :-1], ids[:, 1:])], 1e-3)
     assert all(p.grad is p.grad_buffer for p in optimizer.params) and kernels.records
+
+
+def test_a_parameter_that_is_frozen_later_stays_as_it_is():
+    layer = nn.LayerNorm(4).to("triton")
+    optimizer = optim.SGD(layer.parameters(), 1.0)
+    layer.weight.requires_grad = False
+    optimizer.collect_gradients()
+    (layer(Tensor(np.arange(8, dtype=np.float32).reshape(2, 4)).to("triton")) * 3.0).sum().backward()
+    optimizer.step()
+    assert (layer.weight.numpy() == 1).all() and (layer.bias.numpy() != 0).all()

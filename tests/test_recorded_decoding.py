@@ -13,6 +13,7 @@ from agreement import small_tiles  # noqa: E402
 from strategies import normal  # noqa: E402
 from test_beams import make  # noqa: E402
 
+import tinyllm  # noqa: E402
 from tinyllm import Tensor, backend, composed, generate, kernels, no_grad, ops, optim, quantized, stream  # noqa: E402
 from tinyllm import functional as F  # noqa: E402
 from tinyllm.generate import Memory  # noqa: E402
@@ -166,3 +167,13 @@ def test_the_step_on_numpy_is_the_same_function_of_arrays():
         step, whole = model.next_logits(ids[:, 3:], cache), model.next_logits(ids)
         np.testing.assert_allclose(step.numpy(), whole.numpy(), rtol=1e-9)
     assert not backend.get("numpy").records
+
+
+@pytest.mark.parametrize("where", ["numpy", "triton"])
+def test_an_encoder_decoder_that_runs_out_of_positions_says_so(where):
+    """A recorded step sees an array for the position, and would look it up behind the end of the table."""
+    model = tinyllm.Seq2Seq(tinyllm.Seq2SeqConfig(vocab_size=11, d_model=16, nhead=2, dim_feedforward=32, n_positions=8,
+                                                  num_encoder_layers=1, num_decoder_layers=1)).to(where)
+    assert generate(model, [[3, 4]], 7, stop_tokens=[]).shape == (1, 8)
+    with pytest.raises(ValueError, match="9 tokens are more than its n_positions=8"):
+        generate(model, [[3, 4]], 12, stop_tokens=[])

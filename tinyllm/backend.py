@@ -35,7 +35,9 @@ def operation(ops, name):
 
 
 def use_deterministic_algorithms(mode=True):
-    """Whether two runs on a GPU shall end in the same bits, for a slower embedding gradient; NumPy's always do."""
+    """Whether two runs on a GPU shall end in the same bits, for slower gradients of weights and embeddings; NumPy's
+    always do.
+    """
     _kernels().runtime.deterministic = mode
 
 

@@ -185,6 +185,7 @@ class Memory:
     def __init__(self, model, batch, length):
         self.model, self.batch, self.length, self.step = weakref.ref(model), batch, length, None
         self.cache, self.arrays = model.new_cache(batch, length), [weakref.ref(array) for array in _arrays(model)]
+        self.longest = getattr(getattr(model, "model", model).config, "n_positions", sys.maxsize)   # a Reading has one
         if getattr(model, "steps_alike", False) and backend.of(self.cache[0].k).records:
             self.step = backend.of(self.cache[0].k).capture(_step(self.model, self.cache))
 
@@ -193,6 +194,7 @@ class Memory:
         """The one that was kept, if it serves, or else a new one."""
         memory = cls.kept.pop(model, None)
         if memory is None or not memory._serves(model, batch, length):
+            memory = None                       # its cache goes before another comes
             return cls(model, batch, length)
         memory.forget()
         return memory
@@ -216,9 +218,9 @@ class Memory:
 
     def next_logits(self, ids, key_start):
         """The logits after ids (B, T), which follow what the cache holds: (B, V)"""
-        if self.step is None or ids.shape[1] > 1 or self.cache[0].used == 0 or modes.looking():
+        used = 0 if self.step is None or modes.looking() else self.cache[0].used
+        if used == 0 or ids.shape[1] > 1 or used >= self.longest:       # too long: the model says so
             return self.model().next_logits(ids, self.cache, key_start)
-        used = self.cache[0].used
         logits = self.step(ids, np.array([used]), key_start)
         _set_used(self.cache, used + 1)
         return Tensor._of(logits)

@@ -78,13 +78,13 @@ class Module:
     def to(self, name, dtype=None):
         """Move all parameters to backend "numpy" or "triton" (as `dtype` if given); make the optimizer afterwards."""
         for p in self.parameters():
-            p.data, p.grad = p.to(name, dtype).data, None
+            p.data, p.grad, p.grad_buffer = p.to(name, dtype).data, None, None
         return self
 
     def zero_grad(self):
         """Forget all gradients."""
         for p in self.parameters():
-            p.grad = None
+            p.grad = p.grad_buffer = None
 
     def num_parameters(self):
         """How many numbers are learned; shared parameters count once."""
@@ -127,7 +127,8 @@ def full(shape, value):
 
 def few_rows(x):
     """Whether step() pays for x (B, T, C): a few rows, on a GPU, where launches cost more than what they multiply."""
-    return not isinstance(x.data, np.ndarray) and x.shape[0] * x.shape[1] <= 64 and not modes.recording
+    few = not isinstance(x.data, np.ndarray) and x.shape[0] * x.shape[1] <= 64
+    return few and not modes.recording and not modes.looking()
 
 
 class Linear(Module):

@@ -88,7 +88,7 @@ class Optimizer:
     def zero_grad(self):
         """Forget all gradients."""
         for p in self.params:
-            p.grad = None
+            p.grad = p.grad_buffer = None
 
     def collect_gradients(self):
         """In place of zero_grad(): let backward() add the gradients up in the flat buffer, where step() wants them.
@@ -99,7 +99,7 @@ class Optimizer:
             return self.zero_grad()
         self.grad[...] = 0
         for p, grad in zip(self.params, self.grads):
-            p.grad = p.grad_buffer = grad
+            p.grad = p.grad_buffer = grad if p.requires_grad else None
 
     def step(self, lr=None, max_norm=0.0):
         """Change the parameters by their gradients; return the gradients' norm, before clipping, as a 0-d array.

@@ -68,9 +68,11 @@ def counter():
 
 @contextlib.contextmanager
 def drawn_from(rng):
-    """Inside, random operations read (seed, step) from this array, which may be a device's: for a recorded step."""
+    """Inside, random operations read (seed, step) from this array, which may be a device's, and their sites count from
+    0: for a step that is recorded once, and played back as other steps.
+    """
     global _given
-    before, _given = _given, rng
+    before, _given, _state["site"] = _given, rng, 0
     try:
         yield
     finally:

@@ -336,7 +336,8 @@ def _run_backward(node, douts):
 
 def _buffer(x):
     """The array to which gradients of x are to be added in place: its `grad`, where an optimizer has provided it."""
-    return x.grad if isinstance(x, Tensor) and x.grad is not None and x.grad is x.grad_buffer else None
+    wanted = isinstance(x, Tensor) and x.requires_grad and x.grad is not None and x.grad is x.grad_buffer
+    return x.grad if wanted else None
 
 
 @functools.cache

@@ -3,7 +3,8 @@
     draw a batch -> loss -> backward -> clip and step -> now and then: log, save, evaluate, sample
 
 The order of the data depends only on (seed, step), and so does dropout; so a run that was interrupted and resumed from
-a checkpoint continues bit for bit as if nothing had happened.
+a checkpoint continues bit for bit as if nothing had happened. (On a GPU after backend.use_deterministic_algorithms():
+there some sums are else added up in any order.)
 """
 import contextlib
 import json
@@ -73,10 +74,9 @@ def training_step(model, optimizer, config):
 
     A batch is a tuple of arrays, the arguments of model.loss. Each batch's loss gets the gradient 1 / (their number),
     so they add up to the mean over all of them. on_arrays takes and returns arrays only and looks at none of them, so a
-    GPU can record it as one graph; what has to be computed from a batch on the host, model.prepare() has computed.
+    GPU can record it as one graph; what has to be computed from a batch on the host, model.prepare() has computed. Each
+    step has its own dropout: random.next_step() comes with it. Make a new step after changing the optimizer's settings.
     """
-    ops, capture = optimizer.ops, config.capture and recorder(model)
-
     def on_arrays(rng, *batches):
         optimizer.collect_gradients()
         losses = []
@@ -87,24 +87,49 @@ def training_step(model, optimizer, config):
                 losses.append(loss.data)
         return losses, optimizer.apply(config.clip)
 
-    captured = capture(on_arrays) if capture else None
+    ops, recorded = optimizer.ops, Recorded(model, on_arrays) if config.capture and is_recordable(model) else None
 
     def step(batches, lr):
+        recording = recorded is not None and not modes.looking()
+        if recording:
+            batches = [model.prepare(*batch) for batch in batches]                      # may refuse them
         optimizer.advance(lr)
-        if captured and not modes.looking():
-            losses, norm = captured(random.counter(), *(model.prepare(*batch) for batch in batches))
-            losses, norm = [ops.copy(loss) for loss in losses], ops.copy(norm)      # the next step overwrites them
-        else:
-            losses, norm = on_arrays(random.counter(), *batches)
+        losses, norm = (recorded if recording else on_arrays)(random.counter(), *batches)
+        if recording:
+            losses, norm = [ops.copy(loss) for loss in losses], ops.copy(norm)          # the next step overwrites them
         optimizer.announce()
+        random.next_step()
         return losses, norm
     return step
 
 
-def recorder(model):
-    """The capture() of a model's backend; None if its loss cannot be recorded: there is no GPU, or no prepare()."""
-    arrays = [p.data for _, p in Module.named_parameters(model)] if hasattr(model, "prepare") else []
-    return backend.of(arrays[0]).capture if arrays and backend.of(arrays[0]).records else None
+def is_recordable(model):
+    """Whether a GPU can record this model's loss: it is on one, and whoever wrote its loss() has written prepare()."""
+    written_in = [next((i for i, c in enumerate(type(model).__mro__) if name in vars(c)), None)
+                  for name in ("prepare", "loss")]
+    arrays = _arrays(model)
+    return None not in written_in and written_in[0] <= written_in[1] and arrays and backend.of(arrays[0]).records
+
+
+class Recorded:
+    """A function of arrays that looks at a model, recorded (kernels/graph.py); anew when the model's arrays have moved,
+    or when it has changed between train() and eval().
+    """
+
+    def __init__(self, model, function):
+        self.model, self.function, self.state, self.captured = model, function, None, None
+
+    def __call__(self, *arguments):
+        arrays, training = _arrays(self.model), self.model.training
+        if self.state is None or training is not self.state[1] or len(arrays) != len(self.state[0]) \
+                or any(a is not b for a, b in zip(arrays, self.state[0])):
+            self.state, self.captured = (arrays, training), backend.of(arrays[0]).capture(self.function)
+        return self.captured(*arguments)
+
+
+def _arrays(model):
+    """The arrays of a model's parameters. (A quantized model keeps its own to itself, and still has some.)"""
+    return [p.data for _, p in Module.named_parameters(model)] if isinstance(model, Module) else []
 
 
 def loss_of(model, arrays, **options):
@@ -114,11 +139,12 @@ def loss_of(model, arrays, **options):
 
 def summed_loss(model, capture=True):
     """The function (batch) -> summed loss, a 0-d array, for evaluate(); on a GPU it is recorded."""
-    sum_of, capture = lambda arrays: loss_of(model, arrays, reduction="sum").data, capture and recorder(model)
-    if not capture:
+    def sum_of(arrays):
+        return loss_of(model, arrays, reduction="sum").data
+    if not (capture and is_recordable(model)):
         return sum_of
-    captured = capture(sum_of)
-    return lambda batch: sum_of(batch) if modes.looking() else captured(model.prepare(*batch))
+    recorded = Recorded(model, sum_of)
+    return lambda batch: sum_of(batch) if modes.looking() else recorded(model.prepare(*batch))
 
 
 def evaluate(model, data, batch_size, windows=0, loss=None):

@@ -199,18 +199,22 @@ class BERT(Module, Pretrained):
         targets = np.asarray(targets)
         if reduction == "none":
             return F.cross_entropy(self.head(x), targets, reduction="none")
-        if targets.shape != x.shape[:2]:
-            raise ValueError(f"BERT: targets are {targets.shape} and ids are {x.shape[:2]}; there must be one target "
-                             "per token, -100 where nothing is hidden")
+        self._check_targets(ids, targets)
         asked = np.flatnonzero(targets != -100)                             # (N,)
         return F.cross_entropy(self.head(x.reshape(-1, x.shape[2])[asked]), targets.reshape(-1)[asked],
                                reduction=reduction)
+
+    def _check_targets(self, ids, targets):
+        if targets.shape != np.shape(ids):
+            raise ValueError(f"BERT: targets are {targets.shape} and ids are {np.shape(ids)}; there must be one target "
+                             "per token, -100 where nothing is hidden")
 
     def prepare(self, ids, targets):
         """A batch, for a recorded loss(): see inputs.py. Batches should have the same shapes: so the number of places
         where something is asked is rounded up to a sixteenth of all, with targets of -100.
         """
         arrays = prepare(self, ids, targets)
+        self._check_targets(arrays["ids"], arrays["targets"])
         targets = arrays["targets"].reshape(-1)
         asked, unit = np.flatnonzero(targets != -100), max(1, targets.size // 16)
         more = -len(asked) % unit if len(asked) else unit

@@ -96,7 +96,7 @@ def attention(c):
 
 
 class Block(Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))"""
+    """x = x + attention(norm(x)), then x = x + mlp(norm(x)): the last sum is left to whoever comes next, see forward()"""
 
     def __init__(self, config):
         c = config

@@ -51,7 +51,11 @@ def capture(step):
 
 
 def add_into(buffer, grad):
-    """A gradient; where there is a buffer for it, the buffer, to which it has been added, IN PLACE."""
+    """A gradient; where there is a buffer for it, the buffer, to which it has been added, IN PLACE.
+
+    A GPU's kernels add to a buffer as they compute; here that would save nothing, so no optimizer asks for it, and this
+    stands for the operations' arguments to be the same on both backends.
+    """
     if buffer is None or grad is None:
         return grad
     buffer += grad
