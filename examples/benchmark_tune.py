@@ -3,8 +3,8 @@
 For each kernel below, the search starts with its row of kernels/configs.py and changes one thing at a time: an edge of
 the tile, the warps, the stages of the pipeline. What does not compile, or disagrees with torch on this card, drops out;
 the fastest becomes the new start, until nothing is faster or the time is over. A row that is at least 2 % faster than
-the old one, also when both are measured once more, is written into configs.py, in its place, or before it where that one
-is for other cards as well. `git diff` shows what has changed, tests/compile_gate.py whether it compiles everywhere.
+the old one, also when both are measured once more, is written into configs.py, in its place, or before it where that
+one is for other cards as well. `git diff` shows what has changed, tests/compile_gate.py whether it compiles everywhere.
 
 The time of a configuration is that of all calls in which the kernel has a part, at the sizes of GPT-2 124M.
 """

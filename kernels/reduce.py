@@ -137,7 +137,7 @@ def unbroadcast(grad, shape):
 
 
 def sum_rows(x, into=None):
-    """Column sums of a row-major array, in float32: (rows, ...) -> (...); added to `into`, if there is such an array."""
+    """Column sums of a row-major array, in float32: (rows, ...) -> (...); added to `into`, if there is one."""
     out = _reduce_run(x, 0, 1, 1.0, False, torch.float32, into)
     return out.view(x.shape[1:]) if into is None else into
 

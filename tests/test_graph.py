@@ -225,7 +225,8 @@ def test_every_step_has_its_own_dropout_and_the_next_draw_is_numpys():
     results = []
     for where in ("numpy", "triton"):
         tinyllm.manual_seed(1)
-        model = tinyllm.GPT(tinyllm.GPTConfig(11, n_positions=8, n_embd=16, n_layer=1, n_head=2, embd_pdrop=0.5)).to(where)
+        config = tinyllm.GPTConfig(11, n_positions=8, n_embd=16, n_layer=1, n_head=2, embd_pdrop=0.5)
+        model = tinyllm.GPT(config).to(where)
         step = train.training_step(model, optim.SGD(model.parameters(), 1e-9), train.TrainConfig())
         batch = MODELS["GPT"][1](np.random.default_rng(0))
         results.append([float(step([batch], 1e-9)[0][0]) for _ in range(3)] + [tinyllm.random.new_seed()])

@@ -121,7 +121,7 @@ def attention(q, k, v, bias=None, key_start=None, key_end=None, *, causal=False,
 
 
 def attention_weights(q, k, bias=None, key_start=None, key_end=None, *, causal=False, scale=None):
-    """How much each query looks at each key, q (B, T, H, D) and k (B, S, K, D) -> (B, H, T, S): attention() without v"""
+    """How much each query looks at each key: attention() without v; q (B, T, H, D), k (B, S, K, D) -> (B, H, T, S)"""
     (B, T, H, D), S = q.shape, k.shape[1]
     scores = q.permute(0, 2, 1, 3) @ _every_head(k, q).transpose(2, 3)      # (B, H, T, S)
     scores = scores * (D ** -0.5 if scale is None else scale)

@@ -39,7 +39,8 @@ def watch_attention():
     """Inside `with watch_attention() as maps:` each attention that is computed appends its weights to the list `maps`.
 
     They are NumPy arrays (B, H, T, S): for each head, how much each of T queries looks at each of S keys. Layers come
-    in the order in which they run. The weights are computed once more for it, without dropout: to look at, not to train.
+    in the order in which they run. The weights are computed once more for it, without dropout: to look at, not to
+    train.
     """
     global attention_maps
     before, attention_maps = attention_maps, []

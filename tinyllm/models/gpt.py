@@ -96,7 +96,7 @@ def attention(c):
 
 
 class Block(Module):
-    """x = x + attention(norm(x)), then x = x + mlp(norm(x)): the last sum is left to whoever comes next, see forward()"""
+    """x = x + attention(norm(x)), then x = x + mlp(norm(x)); this last sum is left to whoever comes next (forward())"""
 
     def __init__(self, config):
         c = config
