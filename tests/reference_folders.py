@@ -58,6 +58,9 @@ KINDS = {
     "gpt2, untied": Kind(GPT, "GPT2LMHeadModel", {**GPT2_SHAPE, "tie_word_embeddings": False, "n_inner": 10}, NEXT),
     "llama": Kind(GPT, "LlamaForCausalLM", {**LLAMA_SHAPE, "rope_parameters": {
         "rope_type": "default", "rope_theta": 500.0}}, NEXT),
+    "llama 3.1": Kind(GPT, "LlamaForCausalLM", {**LLAMA_SHAPE, "rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 0.5, "high_freq_factor": 2.0,
+        "original_max_position_embeddings": 9}}, NEXT),
     "llama, tied": Kind(GPT, "LlamaForCausalLM", {**LLAMA_SHAPE, "tie_word_embeddings": True,
                                                   "num_key_value_heads": None}, NEXT),
     "llama, biased": Kind(GPT, "LlamaForCausalLM", {**LLAMA_SHAPE, "attention_bias": True, "mlp_bias": True}, NEXT),

@@ -49,6 +49,21 @@ RECORDED = {    # before there were options: SHA-256 of the initial parameters w
 }
 
 
+def test_rotary_positions_of_llama_3_1_turn_as_fast_as_the_references():
+    """At its own numbers: some of its 64 speeds stay, some are an eighth, some lie between."""
+    modeling_rope_utils = pytest.importorskip("transformers.modeling_rope_utils")
+    transformers = pytest.importorskip("transformers")
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    reference = transformers.LlamaConfig(hidden_size=4096, num_attention_heads=32, max_position_embeddings=131072,
+                                         rope_parameters={"rope_type": "llama3", "rope_theta": 500000.0, **scaling})
+    speeds, _ = modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](reference, "cpu")
+    cos, sin = tinyllm.functional.rope_tables([1], 128, 500000.0, np.float64, scaling)
+    np.testing.assert_allclose(np.arctan2(sin[0], cos[0]), speeds.numpy(), rtol=1e-5)
+    plain = np.arctan2(*tinyllm.functional.rope_tables([1], 128, 500000.0, np.float64)[::-1])[0]
+    ratio = np.arctan2(sin[0], cos[0]) / plain
+    assert (ratio > 0.999).any() and (ratio < 0.126).any() and ((ratio > 0.2) & (ratio < 0.9)).any()
+
+
 @pytest.mark.parametrize("bias", RECORDED)
 def test_without_options_it_is_the_gpt_it_was(bias):
     """Names, their order, initial numbers; and how it trains, up to what another BLAS may round otherwise."""
@@ -232,6 +247,8 @@ def test_operations_per_token_by_hand():
     ({"n_kv_head": 3}, "n_head is 4; it should be a multiple of n_kv_head=3"),
     ({"n_kv_head": 0}, "n_kv_head is 0; it should be a whole number"), ({"n_inner": 2.5}, "n_inner is 2.5"),
     ({"rope_theta": 0}, "rope_theta is 0; it should be a positive number"),
+    ({"position": "rotary", "rope_scaling": {"factor": 8.0}},
+     "rope_scaling is .*'factor': 8.0.* four positive numbers, factor, low_freq_factor"),
     ({"position": "rotary", "n_embd": 12},
      "n_embd is 12; it should be a multiple of 2 n_head=8: rotary positions turn pairs"),
 ])

@@ -200,9 +200,23 @@ def _watch(*arrays, **options):
         modes.attention_maps.append(attention_weights(*arrays, **options).numpy())
 
 
-def rope_tables(positions, size, base=10000.0, dtype=np.float32):
-    """cos and sin of position * base^(-2i/size): positions (T,) -> two arrays (T, size/2), for rope()"""
-    angles = np.outer(positions, base ** (-np.arange(0, size, 2) / size))
+ROPE_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+def rope_tables(positions, size, base=10000.0, dtype=np.float32, scaling=None):
+    """cos and sin of position * base^(-2i/size): positions (T,) -> two arrays (T, size/2), for rope()
+
+    scaling: Llama 3.1's way to read further than it was trained, a dictionary as in its config.json. A pair of features
+    that turned less than low_freq_factor times in original_max_position_embeddings positions turns `factor` times
+    slower, one that turned more than high_freq_factor times stays, and between the two it is a mixture.
+    """
+    speeds = base ** (-np.arange(0, size, 2) / size)
+    if scaling is not None:
+        turns, low, high = (scaling["original_max_position_embeddings"] * speeds / (2 * np.pi),
+                            scaling["low_freq_factor"], scaling["high_freq_factor"])
+        kept = np.clip((turns - low) / (high - low), 0, 1)
+        speeds = speeds * (kept + (1 - kept) / scaling["factor"])
+    angles = np.outer(positions, speeds)
     return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
 
 

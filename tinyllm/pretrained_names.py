@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from .functional import ROPE_SCALING
+
 TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")      # three programs for one formula
 
 
@@ -106,24 +108,26 @@ def llama_fields(settings):
     """Rotary positions and biases: two settings each that say, or could contradict, what is one field here."""
     rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else None
-    if kind != "default" or settings.get("partial_rotary_factor", 1.0) != 1.0:
+    if kind not in ("default", "llama3") or settings.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(f"rope_scaling is {rope!r} (rotary positions of the kind {kind!r}), and this engine's llama "
-                         "knows the default kind alone, over whole heads")
+                         "knows the kinds default and llama3 alone, over whole heads")
+    scaling = {name: rope.get(name) for name in ROPE_SCALING} if kind == "llama3" else None
     heads, width = settings["num_attention_heads"], settings["hidden_size"]
     if settings.get("head_dim") and settings["head_dim"] * heads != width:
         raise ValueError(f"head_dim is {settings['head_dim']}, and here {heads} heads share hidden_size={width}")
     if settings["mlp_bias"] != settings["attention_bias"]:
         raise ValueError(f"mlp_bias is {settings['mlp_bias']} and attention_bias is {settings['attention_bias']}; this "
                          "engine's llama has biases in both or in neither")
-    return {"rope_theta": rope.get("rope_theta", settings["rope_theta"])}
+    return {"rope_theta": rope.get("rope_theta", settings["rope_theta"]), "rope_scaling": scaling}
 
 
 def llama_settings(model):
     """What LlamaConfig wants to know beyond the names; rope_theta stands where older and newer versions look for it."""
-    config = model.config
+    config, scaling = model.config, model.config.rope_scaling
+    kind = {"rope_type": "llama3", **scaling} if scaling else {"rope_type": "default"}
     return {"intermediate_size": config.n_inner or 8 * config.n_embd // 3, "mlp_bias": config.bias,
             "num_key_value_heads": config.n_kv_head or config.n_head, "hidden_act": "silu",
-            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+            "rope_parameters": {**kind, "rope_theta": config.rope_theta}, "rope_scaling": kind if scaling else None,
             **special_tokens(model, bos_token_id=1, eos_token_id=2)}
 
 

@@ -14,6 +14,7 @@ llama.py says how and why.
 import dataclasses
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 from .. import functional as F
 from ..config import Config
@@ -46,7 +47,8 @@ class GPTConfig(Config):
     n_inner: int | None = None          # width of the MLP; None: 4 n_embd, or 8/3 n_embd with mlp="swiglu"
     norm: str = "layer_norm"            # or "rms_norm"
     position: str = "learned"           # or "rotary", ...
-    rope_theta: float = 10000.0         # ... the larger, the slower its angles grow
+    rope_theta: float = 10000.0         # ... the larger, the slower its angles grow; and some slower still:
+    rope_scaling: dict | None = None    # Llama 3.1's four numbers, F.ROPE_SCALING
     mlp: str = "gelu"                   # or "swiglu"
     n_kv_head: int | None = None        # heads of keys and values, a divisor of n_head; None: n_head
     tie_word_embeddings: bool = True    # whether the head is the token embedding
@@ -63,6 +65,12 @@ class GPTConfig(Config):
         for name, known in OPTIONS.items():
             self.need_one_of(name, known)
         self.need("rope_theta", self.rope_theta > 0, "a positive number")
+        scaling = self.rope_scaling
+        if scaling is not None:
+            numbers = isinstance(scaling, dict) and set(scaling) == set(F.ROPE_SCALING) and all(
+                isinstance(n, Real) and n > 0 for n in scaling.values())
+            self.need("rope_scaling", numbers and scaling["low_freq_factor"] < scaling["high_freq_factor"],
+                      f"four positive numbers, {', '.join(F.ROPE_SCALING)}, the second below the third; or None")
 
 
 OPTIONS = {"norm": ("layer_norm", "rms_norm"), "position": ("learned", "rotary"), "mlp": ("gelu", "swiglu")}
@@ -91,7 +99,7 @@ def attention(c):
     """The attention that a configuration asks for."""
     if c.position == "rotary" or c.n_kv_head not in (None, c.n_head):
         return GroupedAttention(c.n_embd, c.n_head, c.n_kv_head or c.n_head, c.bias, c.attn_pdrop,
-                                c.rope_theta if c.position == "rotary" else None, c.n_positions)
+                                c.rope_theta if c.position == "rotary" else None, c.n_positions, c.rope_scaling)
     return MultiHeadAttention(c.n_embd, c.n_head, c.bias, c.attn_pdrop, causal=True)
 
 

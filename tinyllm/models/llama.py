@@ -27,12 +27,15 @@ from ..nn import Linear, Module
 class GroupedAttention(Module):
     """Causal self-attention in which each of n_kv_head heads of keys and values serves n_head / n_kv_head queries.
 
-    rope_theta: the base of the rotary angles, for positions below n_positions; None: no rotation.
+    rope_theta: the base of the rotary angles, for positions below n_positions; None: no rotation. rope_scaling: see
+    F.rope_tables.
     """
 
-    def __init__(self, n_embd, n_head, n_kv_head, bias=False, dropout=0.0, rope_theta=None, n_positions=None):
+    def __init__(self, n_embd, n_head, n_kv_head, bias=False, dropout=0.0, rope_theta=None, n_positions=None,
+                 rope_scaling=None):
         self.n_head, self.n_kv_head, self.head_size, self.dropout = n_head, n_kv_head, n_embd // n_head, dropout
         self.rope_theta, self.n_positions = rope_theta, n_positions
+        self.rope_scaling = rope_scaling and tuple(sorted(rope_scaling.items()))
         self.c_attn = Linear(n_embd, (n_head + 2 * n_kv_head) * self.head_size, bias)      # q, k and v in one product
         self.c_proj = Linear(n_embd, n_embd, bias)
 
@@ -64,7 +67,8 @@ class GroupedAttention(Module):
     def _rotate(self, x, start):
         """Turn each head (B, T, H, D) by the angles of the positions from `start` on: a number, or an array (1,)."""
         dtype = np.float64 if x.dtype == np.float64 else np.float32
-        cos, sin = _tables(backend.of(x.data), dtype, self.n_positions, self.head_size, self.rope_theta)
+        cos, sin = _tables(backend.of(x.data), dtype, self.n_positions, self.head_size, self.rope_theta,
+                           self.rope_scaling)
         if backend.is_array(start):
             return F.rope(x, cos, sin, position=start)
         end = start + x.shape[1]
@@ -72,9 +76,10 @@ class GroupedAttention(Module):
 
 
 @functools.cache
-def _tables(ops, dtype, length, size, theta):
+def _tables(ops, dtype, length, size, theta, scaling):
     """cos and sin of all positions, computed once for all layers and steps: two arrays (length, size/2) of a backend"""
-    return tuple(ops.from_numpy(table) for table in F.rope_tables(np.arange(length), size, theta, dtype))
+    tables = F.rope_tables(np.arange(length), size, theta, dtype, scaling and dict(scaling))
+    return tuple(map(ops.from_numpy, tables))
 
 
 class GatedMLP(Module):
