@@ -25,12 +25,12 @@ serves a whole batch.
 The tokens are characters. Writes runs/xlnet.png: the loss by how much of the text is visible.
 """
 import argparse
-import sys
 import time
 from pathlib import Path
 
 import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
 import numpy as np
+import script
 from tinyllm import functional as F, nn, optim, text
 
 WIDTH, LAYERS, HEADS, CONTEXT, BATCH = 128, 3, 4, 64, 16
@@ -218,18 +218,11 @@ def main():
     for name, losses in sides.items():
         print(f"  {name:11s} visible: {losses.mean():.2f}")
     print(f"and in random orders: {curve[:16].mean():.2f} in the first quarter, {curve[-16:].mean():.2f} in the last")
-    try:
+    with script.drawing():
         Path(args.out).mkdir(parents=True, exist_ok=True)
         picture(curve, sides, Path(args.out) / "xlnet.png")
         print(f"\nAs a picture: {args.out}/xlnet.png")
-    except ImportError:
-        print('\nFor the picture, install matplotlib: pip install -e ".[examples]"')
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    script.run(main)

@@ -27,11 +27,11 @@ log.jsonl, loss.png, and spans.png, which shows where in a span the surprises ar
 """
 import argparse
 import re
-import sys
 from pathlib import Path
 
 import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
 import numpy as np
+import script
 from tinyllm import checkpoint, text, train
 from tinyllm.text import BPETokenizer, TokenDataset
 from tinyllm.text.rewrite import normalize
@@ -234,17 +234,10 @@ def main():
     print("\nGaps, filled with the likeliest token each time:")
     for sentence in [*args.sentence, *SENTENCES]:
         print(f"  {fill(model, tokenizer, sentence)}")
-    try:
+    with script.drawing():
         picture(ours, baseline, Path(args.out) / "spans.png")
         print(f"\nThe surprises as a picture: {args.out}/spans.png. The curve of the loss: {args.out}/loss.png.")
-    except ImportError:
-        print('\nFor the pictures, install matplotlib: pip install -e ".[examples]"')
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    script.run(main)

@@ -25,11 +25,11 @@ size. Writes runs/unigram/: the largest tokenizer, and vocabulary.png.
 import argparse
 import heapq
 import math
-import sys
 from collections import Counter
 from pathlib import Path
 
 from tinyllm import text
+import script
 from tinyllm.text import BPETokenizer, UnigramTokenizer
 from tinyllm.text.pretokenize import pretokenize
 from tinyllm.text.rewrite import normalize
@@ -243,17 +243,10 @@ def main():
     same = ids == tokenizer.encode(corpus) and again.decode(ids) == corpus
     print(f"\nThe largest one, saved in {args.out} and loaded again: the text "
           + ("comes back." if same else "DOES NOT COME BACK."))
-    try:
+    with script.drawing():
         picture(history, rows, Path(args.out) / "vocabulary.png")
         print(f"The same as a picture: {args.out}/vocabulary.png")
-    except ImportError:
-        print('For the picture, install matplotlib: pip install -e ".[examples]"')
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    script.run(main)

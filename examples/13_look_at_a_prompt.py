@@ -9,11 +9,11 @@ had the probability p, and carries -log2 p bits of surprise: 0 if the model was 
 Writes the attention maps of all layers, or of one in large, as a picture: runs/attention_maps.png.
 """
 import argparse
-import sys
 from pathlib import Path
 
 import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
 import numpy as np
+import script
 from tinyllm import functional as F, metrics
 from tinyllm.text import CharTokenizer
 
@@ -133,20 +133,13 @@ def main():
         print(f"\nNo picture: there is no attention in a {type(model).__name__}.")
         return
     chosen = {i + 1: weights for i, weights in enumerate(maps) if args.layer in (None, i + 1)}
-    try:
+    with script.drawing():
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         picture(chosen, [label(tokenizer, i) for i in ids], args.out)
         print(f"\nWhere {len(chosen) * len(maps[0])} heads look: {args.out}. A line below the diagonal is a head that "
               "looks one token back; a bright\nfirst column, one that found nothing to look for: the weights of a row "
               "must add up to 1, so it rests there.")
-    except ImportError:
-        print('\nFor the picture, install matplotlib: pip install -e ".[examples]"')
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    script.run(main)

@@ -15,11 +15,11 @@ such as all-MiniLM-L6-v2, use the whole scale (Reimers and Gurevych 2019, "Sente
 Writes runs/similarity.png.
 """
 import argparse
-import sys
 from pathlib import Path
 
 import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
 import numpy as np
+import script
 
 SENTENCES = [
     "The function returns a list of strings.",
@@ -100,18 +100,11 @@ def main():
     v = vectors(trunk, tokenizer, sentences)
     cosines = v @ v.T                                                                           # (B, B)
     show(cosines, sentences)
-    try:
+    with script.drawing():
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         picture(cosines, sentences, args.out)
         print(f"\nThe same as a picture: {args.out}.")
-    except ImportError:
-        print('\nFor the picture, install matplotlib: pip install -e ".[examples]"')
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    script.run(main)

@@ -19,13 +19,13 @@ are the same thing per byte of text, and can be compared between models with dif
 runs/perplexity.png.
 """
 import argparse
-import sys
 import time
 from itertools import pairwise
 from pathlib import Path
 
 import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
 import numpy as np
+import script
 from tinyllm import metrics, text
 from tqdm import tqdm
 
@@ -149,18 +149,11 @@ def main():
         if args.int8:
             row += f" {metrics.perplexity(surprise(small, ids, window, stride)[0].mean()):17.4f}"
         print(row)
-    try:
+    with script.drawing():
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         picture(results, args.out)
         print(f"\nThe same as a picture, and why it is so: {args.out}.")
-    except ImportError:
-        print('\nFor the picture, install matplotlib: pip install -e ".[examples]"')
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    script.run(main)

@@ -10,11 +10,11 @@ its right-hand neighbour, the second one looks for the place whose left-hand nei
 is called an induction head (Olsson et al. 2022, "In-context learning and induction heads"). Writes runs/attention.png.
 """
 import argparse
-import sys
 from pathlib import Path
 
 import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
 import numpy as np
+import script
 from tinyllm import no_grad, optim, watch_attention
 
 LETTERS, LENGTH, STEPS = 26, 32, 1000
@@ -93,17 +93,10 @@ def main():
             print(f"  layer {layer + 1}, head {head + 1}:   first round, one place back "
                   f"{p[first, first - 1].mean():4.0%}   later rounds, at earlier copies {copies:4.0%}")
     Path("runs").mkdir(exist_ok=True)
-    try:
+    with script.drawing():
         picture(weights, letters[:-1], "runs/attention.png")
         print("\nThe weights as a picture: runs/attention.png")
-    except ImportError:
-        print('\nFor the picture, install matplotlib: pip install -e ".[examples]"')
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    script.run(main)

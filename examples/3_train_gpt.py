@@ -22,6 +22,7 @@ from pathlib import Path
 
 import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
 import numpy as np
+import script
 from tinyllm import backend, checkpoint, metrics, text, train
 from tinyllm.models.gpt import PRESETS
 
@@ -153,9 +154,4 @@ def report(model, val_data, tokenizer, loss, config):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)       # what shells expect of a program that Ctrl-C ended; train() has saved and said so
+    script.run(main)

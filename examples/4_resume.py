@@ -12,6 +12,7 @@ from pathlib import Path
 
 import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
 import numpy as np
+import script
 from tinyllm import backend, checkpoint, text, train
 
 CONFIG = train.TrainConfig(steps=60, batch_size=8, warmup=10, eval_every=30, save_every=30, sample_tokens=0)
@@ -53,9 +54,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ImportError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    script.run(main)

@@ -19,6 +19,7 @@ import warnings
 
 import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
 import numpy as np
+import script
 from tinyllm import metrics, text
 from tinyllm.text import StreamingDecoder
 
@@ -157,10 +158,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print()
-        sys.exit(130)
+    script.run(main)

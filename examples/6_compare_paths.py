@@ -23,6 +23,7 @@ if not Path("/dev/nvidia0").exists():           # no GPU: Triton decides for its
 
 import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
 import numpy as np
+import script
 from tinyllm import backend, checkpoint, ops, optim, shapes, train
 from tinyllm.models.gpt import PRESETS
 
@@ -230,11 +231,9 @@ def main(argv=None):
     print("\nTraining: the error of the loss; the largest error of any gradient, relative to the largest entry of all")
     history = compare_training(args)
     out.mkdir(parents=True, exist_ok=True)
-    try:
+    with script.drawing():
         picture(table, history, args.dtype, out / "compare_paths.png")
         print(f"\nThe same as a picture: {out}/compare_paths.png")
-    except ImportError:
-        print('\nFor the picture, install matplotlib: pip install -e ".[examples]"')
     wrong = [name for name, e in table.items() if e.wrong]
     missed = [f"step {i}, {e.name}: off by {e.triton:.1e}, allowed {e.allowed:.1e}"
               for i, errors in enumerate(history) for e in errors if e.wrong]
@@ -245,9 +244,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    script.run(main)

@@ -14,11 +14,11 @@ one folder (--out): checkpoints, log.jsonl, loss.png, and fills.png, the most li
 """
 import argparse
 import re
-import sys
 from pathlib import Path
 
 import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
 import numpy as np
+import script
 from tinyllm import checkpoint, functional as F, text, train
 from tinyllm.text import MaskedDataset, WordPieceTokenizer
 
@@ -125,17 +125,10 @@ def main():
     answers = [(sentence, fills(model, tokenizer, sentence)) for sentence in sentences]
     for sentence, found in answers:
         print(f"\n  {sentence}\n     " + "   ".join(f"{token} {share:.0%}" for token, share in found))
-    try:
+    with script.drawing():
         picture(answers, Path(args.out) / "fills.png")
         print(f"\nThe same as a picture: {args.out}/fills.png. The curve of the loss: {args.out}/loss.png.")
-    except ImportError:
-        print('\nFor the pictures, install matplotlib: pip install -e ".[examples]"')
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    script.run(main)

@@ -20,11 +20,11 @@ model (--out): checkpoints, log.jsonl, loss.png; and attention.png, the pictures
 import argparse
 import datetime
 import re
-import sys
 from pathlib import Path
 
 import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
 import numpy as np
+import script
 from tinyllm import train
 from tinyllm.text import PairDataset
 
@@ -194,17 +194,10 @@ def main():
             print(f"  {source}  ->  {text}")
             found.append((name, tuple(tokenizer.cut(source)), tokenizer.cut(text), weights))
         print()
-    try:
+    with script.drawing():
         picture(found, Path(args.out) / "attention.png")
         print(f"Where they looked: {args.out}/attention.png. The curves of the loss: loss.png in the models' folders.")
-    except ImportError:
-        print('For the pictures, install matplotlib: pip install -e ".[examples]"')
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    script.run(main)

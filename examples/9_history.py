@@ -28,12 +28,12 @@ alike, gets past that in five minutes (2.19), and the modern GPT has caught up (
 import argparse
 import json
 import math
-import sys
 import time
 from pathlib import Path
 
 import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
 import numpy as np
+import script
 from tinyllm import metrics, optim, text, train
 from tinyllm.text import CharTokenizer, TokenDataset
 
@@ -190,17 +190,10 @@ def main():
     results["table"] = [(kind, model.num_parameters(), seconds, value) for kind, model, seconds, value in rows]
     Path(args.out).mkdir(parents=True, exist_ok=True)
     (Path(args.out) / "history.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-    try:
+    with script.drawing():
         picture(results, Path(args.out) / "history.png")
         print(f"\nThe same as a picture: {args.out}/history.png.")
-    except ImportError:
-        print('\nFor the picture, install matplotlib: pip install -e ".[examples]"')
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    script.run(main)

@@ -10,7 +10,7 @@ change from step to step must stand in device memory. A step that can be recorde
 - makes no array from the host's numbers but constants, like positions: those that its first run made are kept.
 
 Whatever else it looks at stays as it was: a Python number (an optimizer's betas), a switch (model.train()), where the
-parameters lie. Whoever changes such a thing must record anew (train.Recorded does, when parameters move).
+parameters lie. Whoever changes such a thing must record anew (recorded.py does, when parameters move).
 
 The first call with arrays of certain shapes just runs, and so compiles the kernels; the second is recorded. In Triton's
 interpreter there are no graphs: there the step runs again each time, on the same buffers, and what breaks the rules

@@ -226,7 +226,8 @@ def run(code, *given):
                           check=False)
 
 
-START = f"import runpy, sys; sys.argv[0] = {str(SCRIPT)!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+START = (f"import runpy, sys; sys.argv[0] = {str(SCRIPT)!r}; sys.path.insert(0, {str(SCRIPT.parent)!r}); "
+         "runpy.run_path(sys.argv[0], run_name='__main__')")      # as `python SCRIPT` does it
 
 
 def test_the_script_sets_the_interpreter_itself(kernels):

@@ -12,21 +12,21 @@ from strategies import MAKERS  # noqa: E402
 
 import tinyllm  # noqa: E402
 from tinyllm import Tensor, backend, kernels, nn, ops, optim, train  # noqa: E402
-from tinyllm.kernels import configs, runtime  # noqa: E402
+from tinyllm.kernels import configs, matmul_tma, runtime  # noqa: E402
 
 WITH_INTO = [op for op in MAKERS if "into" in inspect.signature(getattr(ops, op + "_backward")).parameters]
 SIZES = {"linear": dict(rows=(256,), n_in=64, n_out=136)}       # for a kernel of Hopper's as well
 
 
-def gradients(op, where, before=None):
+def gradients(op, where, before=None, dtype=None):
     """Each float input's gradient; before: what stands in its buffer, or None: no buffers."""
     arrays, options = MAKERS[op](**SIZES.get(op, {}))
-    leaves = [Tensor(a.astype(np.float32), requires_grad=True).to(where) if is_float(a) else a for a in arrays]
+    leaves = [Tensor(a.astype(np.float32), requires_grad=True).to(where, dtype) if is_float(a) else a for a in arrays]
     for leaf in leaves:
         if isinstance(leaf, Tensor) and before is not None:
             leaf.grad = leaf.grad_buffer = backend.get(where).from_numpy(np.full(leaf.shape, before, np.float32))
     outs = as_tuple(FUNCTIONAL[op](*leaves, **options))
-    douts = [Tensor(upstream(i, out.shape).astype(np.float32)).to(where) for i, out in enumerate(outs)]
+    douts = [Tensor(upstream(i, out.shape).astype(np.float32)).to(where, out.dtype) for i, out in enumerate(outs)]
     sum((out * dout).sum() for out, dout in zip(outs, douts)).backward()
     leaves = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     in_place = [before is not None and leaf.grad is leaf.grad_buffer for leaf in leaves]
@@ -36,12 +36,15 @@ def gradients(op, where, before=None):
 @pytest.mark.parametrize("architecture", ["numpy", "triton", "sm_90", "the same order"])
 @pytest.mark.parametrize("op", WITH_INTO)
 def test_gradients_of_weights_are_added_to_what_is_there(op, architecture, monkeypatch):
-    where = "numpy" if architecture == "numpy" else "triton"
-    if architecture == "sm_90":
+    where, dtype = "numpy" if architecture == "numpy" else "triton", None
+    if architecture == "sm_90":                                     # whose own kernels multiply 16-bit numbers
         monkeypatch.setattr(configs, "architecture", lambda: "sm_90")
+        dtype, used, add = "bfloat16", [], matmul_tma.add_product
+        monkeypatch.setattr(matmul_tma, "add_product", lambda *a: used.append(op) or add(*a))
     monkeypatch.setattr(runtime, "deterministic", architecture == "the same order")
-    alone, _ = gradients(op, where)
-    together, in_place = gradients(op, where, 2.0)
+    alone, _ = gradients(op, where, dtype=dtype)
+    together, in_place = gradients(op, where, 2.0, dtype)
+    assert architecture != "sm_90" or op != "linear" or used == [op, op]
     for a, b in zip(alone, together, strict=True):
         np.testing.assert_allclose(b - 2, a, rtol=1e-5, atol=1e-5 * max(1, np.abs(a).max()))
     weights = [i for i, a in enumerate(MAKERS[op](**SIZES.get(op, {}))[0]) if is_float(a)]

@@ -20,9 +20,9 @@ from . import backend, modes
 from . import functional as F
 from .beam import Beams
 from .modes import no_grad
-from .nn import Module
 from .options import Options, need
 from .quantize import quantized
+from .recorded import Places
 from .tensor import Tensor
 from .warpers import ends, unpadded, warper
 
@@ -184,7 +184,7 @@ class Memory:
 
     def __init__(self, model, batch, length):
         self.model, self.batch, self.length, self.step = weakref.ref(model), batch, length, None
-        self.cache, self.arrays = model.new_cache(batch, length), [weakref.ref(array) for array in _arrays(model)]
+        self.cache, self.places = model.new_cache(batch, length), Places(model)
         self.longest = getattr(getattr(model, "model", model).config, "n_positions", sys.maxsize)   # a Reading has one
         if getattr(model, "steps_alike", False) and backend.of(self.cache[0].k).records:
             self.step = backend.of(self.cache[0].k).capture(_step(self.model, self.cache))
@@ -200,9 +200,7 @@ class Memory:
         return memory
 
     def _serves(self, model, batch, length):
-        """A graph knows where the parameters were; after model.to(...), or with a new optimizer, they are elsewhere."""
-        return (self.batch == batch and self.length >= length and len(self.arrays) == len(_arrays(model))
-                and all(known() is array for known, array in zip(self.arrays, _arrays(model))))
+        return self.batch == batch and self.length >= length and self.places.hold(model)
 
     def keep(self):
         """The texts are written: let others have it."""
@@ -238,11 +236,6 @@ def _step(model, cache):
 def _set_used(cache, used):
     for layer in cache:
         layer.used = used
-
-
-def _arrays(model):
-    """The arrays of a model's parameters. A quantized one has some only; its other matrices never move."""
-    return [p.data for _, p in Module.named_parameters(model)] if isinstance(model, Module) else []
 
 
 class Sampler:

@@ -154,7 +154,7 @@ class Tensor:
             for tensor, grad in zip(node.inputs, grads):
                 if grad is None or not isinstance(tensor, Tensor) or not tensor.requires_grad:
                     continue
-                if grad is tensor.grad:             # the operation has added it to what was there
+                if grad is tensor.grad_buffer:      # the operation has added it to what was there
                     continue
                 ops = backend.of(tensor._data)
                 if grad.shape != tensor._data.shape:

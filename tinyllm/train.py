@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from . import backend, checkpoint, metrics, modes, optim, random
+from . import checkpoint, metrics, modes, optim, random
 from .config import Config
 from .generate import generate
 from .log import Log
 from .modes import no_grad
-from .nn import Module
+from .recorded import Recorded, is_recordable
 
 SCHEDULES = {       # TrainConfig -> the learning rate as a function of the step
     "cosine": lambda c: optim.cosine(c.lr, c.steps, c.warmup, c.min_lr),
@@ -101,35 +101,6 @@ def training_step(model, optimizer, config):
         random.next_step()
         return losses, norm
     return step
-
-
-def is_recordable(model):
-    """Whether a GPU can record this model's loss: it is on one, and whoever wrote its loss() has written prepare()."""
-    written_in = [next((i for i, c in enumerate(type(model).__mro__) if name in vars(c)), None)
-                  for name in ("prepare", "loss")]
-    arrays = _arrays(model)
-    return None not in written_in and written_in[0] <= written_in[1] and arrays and backend.of(arrays[0]).records
-
-
-class Recorded:
-    """A function of arrays that looks at a model, recorded (kernels/graph.py); anew when the model's arrays have moved,
-    or when it has changed between train() and eval().
-    """
-
-    def __init__(self, model, function):
-        self.model, self.function, self.state, self.captured = model, function, None, None
-
-    def __call__(self, *arguments):
-        arrays, training = _arrays(self.model), self.model.training
-        if self.state is None or training is not self.state[1] or len(arrays) != len(self.state[0]) \
-                or any(a is not b for a, b in zip(arrays, self.state[0])):
-            self.state, self.captured = (arrays, training), backend.of(arrays[0]).capture(self.function)
-        return self.captured(*arguments)
-
-
-def _arrays(model):
-    """The arrays of a model's parameters. (A quantized model keeps its own to itself, and still has some.)"""
-    return [p.data for _, p in Module.named_parameters(model)] if isinstance(model, Module) else []
 
 
 def loss_of(model, arrays, **options):
