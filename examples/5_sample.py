@@ -21,6 +21,7 @@ import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/thread
 import numpy as np
 import script
 from tinyllm import metrics, text
+from tinyllm.options import ends_of
 from tinyllm.text import StreamingDecoder
 
 FLAGS = {       # the options of tinyllm.generate that are one number: tinyllm/options.py says more
@@ -72,13 +73,8 @@ def options(args, model, tokenizer):
         usual = {"max_new_tokens": 400, "temperature": 0.8, "top_k": 50}
     if asked.get("num_beams", 1) > 1:                       # beams draw nothing
         usual = {"max_new_tokens": usual["max_new_tokens"]}
-    return {"seed": 0, "stop_tokens": stop_tokens(model), "tokenizer": tokenizer, **usual, **asked}
-
-
-def stop_tokens(model):
-    """The ids that end a text: what was trained here on one long text has none."""
-    ids = getattr(model, "settings", {}).get("eos_token_id", getattr(model.config, "eos_token_id", None))
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+    ends = ends_of(model.config, getattr(model, "settings", {}))
+    return {"seed": 0, "stop_tokens": ends, "tokenizer": tokenizer, **usual, **asked}
 
 
 class Text:

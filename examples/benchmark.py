@@ -97,12 +97,12 @@ def cpu(args):
     print(write_picture(path.with_suffix(".png"), benchmark_cpu.picture, report["results"]))
 
 
-def need_gpu(smoke):
+def need_gpu(smoke, hint="; add --smoke to run all jobs at tiny sizes without one"):
     """Leave if there is none, unless tiny sizes in Triton's interpreter will do."""
     import torch
     if not torch.cuda.is_available():
         if not smoke:
-            sys.exit("error: there is no NVIDIA GPU here; add --smoke to run all jobs at tiny sizes without one")
+            sys.exit(f"error: there is no NVIDIA GPU here{hint}")
         os.environ["TRITON_INTERPRET"] = "1"        # before anything imports triton, which decides once
 
 
@@ -142,7 +142,7 @@ def curves(args):
 
 
 def tune(args):
-    need_gpu(smoke=False)
+    need_gpu(smoke=False, hint=", and what is fast on one card is not on another; run this on the card in question")
     import benchmark_tune
     if unknown := [name for name in args.kernels or () if name not in benchmark_tune.TRIALS]:
         raise ValueError(f"there is no kernel {', '.join(unknown)} to tune; choose from "

@@ -86,13 +86,9 @@ class Options:
     def complete(self, config, length, settings=()):
         """Fill in what depends on the model's configuration and on the length of the prompt; returns self.
 
-        settings: a published model's config.json, which knows eos_token_id even where our configuration has no such
-        field.
+        settings: see ends_of().
         """
-        stop = self.stop_tokens
-        if stop is None:
-            stop = dict(settings).get("eos_token_id", getattr(config, "eos_token_id", None))
-        self.stop_tokens = [] if stop is None else [stop] if isinstance(stop, Integral) else list(stop)
+        self.stop_tokens = ends_of(config, settings) if self.stop_tokens is None else _as_list(self.stop_tokens)
         if self.pad_token_id is None:
             self.pad_token_id = getattr(config, "pad_token_id", None)
         if self.min_new_tokens is not None:
@@ -101,6 +97,18 @@ class Options:
              "min_length and min_new_tokens keep stop tokens away, and there are none; add stop_tokens")
         self.seed = random.new_seed() if self.seed is None else random.check_seed(self.seed)
         return self
+
+
+def ends_of(config, settings=()):
+    """The ids that end a model's texts; what was trained here on one long text has none.
+
+    settings: a published model's config.json, which knows eos_token_id even where our configuration has no such field.
+    """
+    return _as_list(dict(settings).get("eos_token_id", getattr(config, "eos_token_id", None)))
+
+
+def _as_list(ids):
+    return [] if ids is None else [ids] if isinstance(ids, Integral) else list(ids)
 
 
 def need(holds, problem):
