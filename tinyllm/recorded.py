@@ -5,7 +5,7 @@ A recording remembers where the parameters were. model.to(...) and a new optimiz
 import weakref
 
 from . import backend
-from .nn import Module
+from .module import Module
 
 
 class Places:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import metrics
-from ..nn import Module
+from ..module import Module
 from ..tensor import Tensor
 from .ngram_counts import PARTS, Level, count, discounts, fit_weights
 
