@@ -131,11 +131,13 @@ def picture(results, path):
     for (name, study), style in zip(results["studies"].items(), ("-", "--")):
         by_order.plot(ORDERS, study["by_order"], marker="o", linestyle=style, label=name)
         for order, color in ((3, "tab:green"), (5, "tab:orange"), (12, "tab:red")):
-            sizes = [study["characters"] * size for size in SIZES]
-            by_size.plot(sizes, study["by_size"][order], marker="o", linestyle=style, color=color,
-                         label=f"{order}-gram, {name}")
+            by_size.plot([study["characters"] * size for size in SIZES], study["by_size"][order], marker="o",
+                         linestyle=style, color=color, label=f"{order}-gram, {name}")
     by_order.set(xlabel="order n (looks back n - 1 characters)", title="Kneser-Ney: a longer memory")
     by_size.set(xscale="log", xlabel="characters counted", title="Kneser-Ney: more text")
+    ticks = [first["characters"] * size for size in SIZES]
+    by_size.set_xticks(ticks, [f"{tick / 1000:.0f}k" for tick in ticks])
+    by_size.minorticks_off()                        # between powers of ten they would have labels, too, one on another
     for axes in (by_order, by_size):
         axes.legend(fontsize=8)
     top = max(max(study["by_order"][1:]) for study in studies)

@@ -34,7 +34,7 @@ class Log:
                                   ("val_loss", "validation", "o-")):
             points = [(row["step"], row[key]) for row in self.rows if key in row]
             axes.plot(*zip(*points) if points else ((), ()), style, label=label, markersize=4, linewidth=1)
-        axes.set(xlabel="step", ylabel="loss (nats per token)", title="Learning to predict the next token")
+        axes.set(xlabel="step", ylabel="loss (nats per token)", title="The loss while the model learns")
         axes.grid(alpha=0.3)
         axes.legend()
         figure.savefig(path, dpi=120)
