@@ -31,10 +31,14 @@ TRIALS = {              # kernel: its size in the table, the job, and what the n
     "matmul_tma+gelu": (0, "linear_gelu", "forward"),
     "matmul_tma": (0, "linear", ("forward", "input gradient")),
     "matmul": (0, "linear", ("forward", "input gradient")),
+    "fused_linear_tiles": (64, "fused_linear", "64 texts"),
+    "fused_linear_rows": (0, "fused_linear", ", 1 text"),
+    "attention_decode": (64, "decode", "one token"),
 }
-CHOICES = {"BLOCK_M": (64, 128, 256), "BLOCK_N": (64, 128, 256), "BLOCK_Q": (32, 64, 128), "BLOCK_K": (32, 64, 128),
+CHOICES = {"BLOCK_M": (64, 128, 256), "BLOCK_N": (32, 64, 128, 256), "BLOCK_Q": (32, 64, 128), "BLOCK_K": (32, 64, 128),
            "GROUP_M": (4, 8, 16), "PROGRAMS": (1, 2), "FLATTEN": (False, True), "TMA": (False, True),
-           "num_warps": (4, 8), "num_stages": (1, 2, 3, 4)}
+           "PARTS": (1, 2, 4, 8, 16), "WEIGHTS": (1024, 2048, 4096, 8192), "num_warps": (4, 8),
+           "num_stages": (1, 2, 3, 4, 5)}
 LARGE, SMALL = {}, dict(B=4)        # sizes to measure at, and to compile at: the same kernels
 BETTER = 0.98                       # of the old time; what is nearer may be chance
 ROUNDS = 5                          # samples of each configuration

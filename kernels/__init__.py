@@ -15,6 +15,7 @@ Reading order:
  8. matmul.py           the tiled matrix product          matmul_tma.py   the same on Hopper     product.py   which one
  9. linear.py           layers; what follows a product happens in its registers
                         fused_linear.py   all that stands around a layer, for a few rows
+                        last.py           many programs and one result, in one launch
                         linear_int8.py    and weights of one byte
 10. attention.py        softmax and product in one; with it attention_tiles.py, attention_gradients.py, and
                         attention_decode.py

@@ -2,12 +2,12 @@
 
 There is one block of queries, so attention.py would give each head to one program that walks along all keys alone, and
 most of the GPU would sleep. Here the keys are split: each program meets its stretch of them, with a running m, l and
-total as in attention.py, and writes these down; a second launch merges the parts of each query,
+total as in attention.py, and writes these down; whoever comes last (last.py) merges the parts of each query,
 
     m = max over parts of m_s,   l = sum of l_s 2^(m_s - m),   out = sum of total_s 2^(m_s - m) / l
 
-("flash-decoding", Dao et al. 2023). All query heads that read one key head share the program, so keys and values are
-read once; their queries are the rows of one tile.
+("flash-decoding", Dao et al. 2023; there in a second launch). All query heads that read one key head share the program,
+so keys and values are read once; their queries are the rows of one tile.
 
 A step of writing puts its new keys and values into the cache first. That needs no launch of its own: the program into
 whose stretch they fall does it, before it reads. How many positions the cache holds stands in the GPU's memory, so that
@@ -16,9 +16,11 @@ a recorded step (graph.py) can be played back for the next token; programs behin
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr     as in attention.py
     start_ptr, end_ptr     row b sees the keys from start[b] on (None: from 0), up to end[b]; any strides, also 0
     new_k_ptr, new_v_ptr   (B, T, K, D) or None: what to put into the cache at end[b], which then ends T later
-    partial_ptr      (B, K, parts, ROWS, D + 2) float32: total, m and l of each row
+    partial_ptr      (B, K, parts, ROWS, D + 2) float32: total, m and l of each row; None if there is one part
+    counter_ptr      (B, K) zeros, or None
     ROWS             query heads a key head times new tokens, rounded up; a tensor core takes no fewer than 16
-    grids            (parts, B K), and (ROWS, B K) for the merge
+    PARTS            the parts, rounded up
+    grid             (parts, B K)
 """
 
 import torch
@@ -27,6 +29,7 @@ import triton.language as tl
 
 from . import configs, runtime
 from .attention_tiles import LOG2E, block_d, load_rows, scores_of, strides_of
+from .last import comes_last, counters
 from .softmax import LOWEST
 
 ROWS = 16           # query heads a key head times new tokens, up to which attention.py comes here
@@ -48,9 +51,10 @@ def append(k_ptr, v_ptr, new_k_ptr, new_v_ptr, rows, T, end, first, last, stride
 
 
 @triton.jit
-def attention_decode_kernel(q_ptr, k_ptr, v_ptr, start_ptr, end_ptr, new_k_ptr, new_v_ptr, partial_ptr, key_heads,
-                            group, sizes, strides, new_strides, limit_strides, numbers, ROWS: tl.constexpr,
-                            BLOCK_K: tl.constexpr, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr):
+def attention_decode_kernel(q_ptr, k_ptr, v_ptr, start_ptr, end_ptr, new_k_ptr, new_v_ptr, partial_ptr, counter_ptr,
+                            out_ptr, lse_ptr, key_heads, group, sizes, strides, new_strides, limit_strides, numbers,
+                            ROWS: tl.constexpr, PARTS: tl.constexpr, BLOCK_K: tl.constexpr, HEAD_SIZE: tl.constexpr,
+                            BLOCK_D: tl.constexpr):
     T, S, offset = sizes
     batch, key_head = (tl.program_id(1) // key_heads).to(tl.int64), (tl.program_id(1) % key_heads).to(tl.int64)
     rows, features = tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
@@ -87,33 +91,44 @@ def attention_decode_kernel(q_ptr, k_ptr, v_ptr, start_ptr, end_ptr, new_k_ptr, 
         v = load_rows(v_ptr, keys, strides[2], end, HEAD_SIZE, BLOCK_D, True)
         total = tl.dot(p.to(v.dtype), v, total * shrink[:, None], input_precision="ieee")
         m = m_new
-    partial_ptr += (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * ROWS * (HEAD_SIZE + 2)
-    partial_rows = partial_ptr + rows * (HEAD_SIZE + 2)
-    tl.store(partial_rows[:, None] + features[None, :], total, mask=(features < HEAD_SIZE)[None, :])
-    tl.store(partial_rows + HEAD_SIZE, m)
-    tl.store(partial_rows + HEAD_SIZE + 1, l)
+    out_ptr += batch * strides[3][0]
+    lse_ptr += batch * key_heads * group * T
+    real = rows < T * group
+    if PARTS == 1:
+        l = tl.where(l == 0.0, 1.0, l)          # no visible key at all
+        out_rows = out_ptr + queries * strides[3][1] + heads * strides[3][2]
+        tl.store(out_rows[:, None] + features[None, :], total * (1.0 / l)[:, None], mask=no_overhang)
+        tl.store(lse_ptr + heads * T + queries, m + tl.log2(l), mask=real)
+    else:
+        n_parts = tl.num_programs(0)
+        partial_ptr += tl.program_id(1).to(tl.int64) * n_parts * ROWS * (HEAD_SIZE + 2)
+        mine = partial_ptr + (tl.program_id(0) * ROWS + rows) * (HEAD_SIZE + 2)
+        tl.store(mine[:, None] + features[None, :], total, mask=no_overhang)
+        tl.store(mine + HEAD_SIZE, m, mask=real)
+        tl.store(mine + HEAD_SIZE + 1, l, mask=real)
+        if comes_last(counter_ptr + tl.program_id(1), n_parts):
+            for row in range(0, T * group):
+                query, head = row % T, key_head * group + row // T
+                merge(partial_ptr + row * (HEAD_SIZE + 2), out_ptr + query * strides[3][1] + head * strides[3][2],
+                      lse_ptr + head * T + query, n_parts, ROWS, PARTS, HEAD_SIZE, BLOCK_D)
 
 
 @triton.jit
-def merge_kernel(partial_ptr, out_ptr, lse_ptr, key_heads, group, n_parts, T, out_strides, ROWS: tl.constexpr,
-                 PARTS: tl.constexpr, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr):
-    batch, key_head = (tl.program_id(1) // key_heads).to(tl.int64), (tl.program_id(1) % key_heads).to(tl.int64)
-    row = tl.program_id(0)
-    query, head = row % T, key_head * group + row // T
+def merge(partial_ptr, out_ptr, lse_ptr, n_parts, ROWS: tl.constexpr, PARTS: tl.constexpr, HEAD_SIZE: tl.constexpr,
+          BLOCK_D: tl.constexpr):
+    """The parts of one query, of which the first is at partial_ptr, and each next one ROWS rows behind."""
     parts, features = tl.arange(0, PARTS), tl.arange(0, BLOCK_D)
-    partial_ptr += ((tl.program_id(1).to(tl.int64) * n_parts + parts) * ROWS + row) * (HEAD_SIZE + 2)
-    m_parts = tl.load(partial_ptr + HEAD_SIZE, mask=parts < n_parts, other=LOWEST)
-    l_parts = tl.load(partial_ptr + HEAD_SIZE + 1, mask=parts < n_parts, other=0.0)
+    partial_rows = partial_ptr + parts * ROWS * (HEAD_SIZE + 2)
+    m_parts = tl.load(partial_rows + HEAD_SIZE, mask=parts < n_parts, other=LOWEST)
+    l_parts = tl.load(partial_rows + HEAD_SIZE + 1, mask=parts < n_parts, other=0.0)
+    no_overhang = (parts < n_parts)[:, None] & (features < HEAD_SIZE)[None, :]
+    totals = tl.load(partial_rows[:, None] + features[None, :], mask=no_overhang, other=0.0)
     m = tl.max(m_parts)
     shares = tl.exp2(m_parts - m)
     l = tl.sum(l_parts * shares)
-    l = tl.where(l == 0.0, 1.0, l)      # no visible key at all
-    no_overhang = (parts < n_parts)[:, None] & (features < HEAD_SIZE)[None, :]
-    totals = tl.load(partial_ptr[:, None] + features[None, :], mask=no_overhang, other=0.0)
-    out = tl.sum(totals * shares[:, None], axis=0) / l
-    places = out_ptr + batch * out_strides[0] + query * out_strides[1] + head * out_strides[2] + features
-    tl.store(places, out, mask=features < HEAD_SIZE)
-    tl.store(lse_ptr + (batch * key_heads * group + head) * T + query, m + tl.log2(l))
+    l = tl.where(l == 0.0, 1.0, l)              # no visible key at all
+    tl.store(out_ptr + features, tl.sum(totals * shares[:, None], axis=0) / l, mask=features < HEAD_SIZE)
+    tl.store(lse_ptr, m + tl.log2(l))
 
 
 def forward(q, k, v, start, end, out, lse, group, sizes, numbers, new=(None, None)):
@@ -125,14 +140,15 @@ def forward(q, k, v, start, end, out, lse, group, sizes, numbers, new=(None, Non
     config = configs.lookup("attention_decode", q.dtype, D)
     wanted = triton.cdiv(2 * runtime.n_multiprocessors(), B * key_heads)
     parts = max(1, min(wanted, triton.cdiv(S, config["BLOCK_K"]), 64))
-    tiles = {"ROWS": max(16, triton.next_power_of_2(T * group)), "HEAD_SIZE": D, "BLOCK_D": block_d(D)}
-    partial = runtime.empty((B, key_heads, parts, tiles["ROWS"], D + 2))
+    rows = max(16, triton.next_power_of_2(T * group))
+    partial, counted = None, None
+    if parts > 1:
+        partial, counted = runtime.empty((B, key_heads, parts, rows, D + 2)), counters(B * key_heads)
     strides, new_strides = strides_of(q, k, v, out), strides_of(*(x for x in new if x is not None))[:2]
     limit_strides = tuple(0 if x is None else x.stride(0) for x in (start, end))
-    attention_decode_kernel[(parts, B * key_heads)](q, k, v, start, end, *new, partial, key_heads, group, sizes,
-                                                    strides, new_strides, limit_strides, numbers, **tiles, **config)
-    merge_kernel[(T * group, B * key_heads)](partial, out, lse, key_heads, group, parts, T, strides[3],
-                                             PARTS=triton.next_power_of_2(parts), **tiles)
+    attention_decode_kernel[(parts, B * key_heads)](
+        q, k, v, start, end, *new, partial, counted, out, lse, key_heads, group, sizes, strides, new_strides,
+        limit_strides, numbers, ROWS=rows, PARTS=triton.next_power_of_2(parts), HEAD_SIZE=D, BLOCK_D=block_d(D), **config)
 
 
 def cached_attention(q, k, v, k_cache, v_cache, position, key_start=None):

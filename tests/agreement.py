@@ -88,7 +88,7 @@ def small_tiles():
     of_keys = {f"attention{part}": dict(BLOCK_Q=16, BLOCK_K=16) for part in ("", "_dq", "_dkdv", "_dbias")}
     of_all = {"matmul": dict(BLOCK_M=32, BLOCK_N=32, BLOCK_K=32, GROUP_M=2), "attention_decode": dict(BLOCK_K=16),
               "fused_linear_rows": dict(WEIGHTS=512),
-              "fused_linear_tiles": dict(BLOCK_M=32, BLOCK_N=32, BLOCK_K=32, GROUP_M=2)}
+              "fused_linear_tiles": dict(BLOCK_M=32, BLOCK_N=32, BLOCK_K=32, GROUP_M=2, PARTS=4)}
     rows = [(kernel, "interpreter", "any", configs.ANY, tile) for kernel, tile in (of_keys | of_all).items()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(configs, "TABLE", rows + configs.TABLE)

@@ -51,8 +51,8 @@ def test_smoke_runs_every_job_and_claims_nothing(tmp_path):
     report = json.loads((tmp_path / "benchmark_gpu.json").read_text(encoding="utf-8"))
     rows = {row["name"]: row for row in report["results"]}
     note = "interpreter: no GPU, times mean nothing"
-    assert report["note"] == note and note in out and "All 47 agree" in out and "All parts ran" in out
-    assert len(rows) == len(report["results"]) == 55
+    assert report["note"] == note and note in out and "All 55 agree" in out and "All parts ran" in out
+    assert len(rows) == len(report["results"]) == 63
     assert {row["job"] for row in rows.values()} == set(benchmark_rows.JOBS)
     assert list(report["parts"]) == [name for name in benchmark_all.PARTS if name != "tests"]
     assert all(part["exit_code"] == 0 and part["reason"] is None for part in report["parts"].values())
@@ -65,7 +65,7 @@ def test_smoke_runs_every_job_and_claims_nothing(tmp_path):
     assert "RuntimeError" in rows["attention T=16 backward"]["reasons"]["cudnn"]
     assert rows["adamw"]["torch"]["fused"] > 0
     head = report["headline"]
-    assert head["step"] == "training step, tiny, 2 x 8" and len(head["other_steps"]) == 3 and len(head["kernels"]) == 47
+    assert head["step"] == "training step, tiny, 2 x 8" and len(head["other_steps"]) == 3 and len(head["kernels"]) == 55
     assert head["step_ratio_vs_torch_compile"] is head["decode_ratio_vs_compiled"] is None
     for losses in report["curves"]["losses"].values():
         assert len(losses) == 2

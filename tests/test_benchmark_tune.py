@@ -70,7 +70,7 @@ def test_neighbours_differ_in_one_thing_or_exchange_the_edges():
     config = dict(BLOCK_M=128, BLOCK_N=256, num_warps=8)
     found = list(benchmark_tune.neighbours(config))
     assert {**config, "BLOCK_M": 256, "BLOCK_N": 128} in found and {**config, "num_warps": 4} in found
-    assert config not in found and len(found) == 6
+    assert config not in found and len(found) == 7
 
 
 def table_in(source):

@@ -24,7 +24,7 @@ from strategies import MAKERS  # noqa: E402
 
 FILES = [importlib.import_module("tinyllm.kernels." + name) for name in (
     "activation attention attention_decode attention_gradients attention_tiles dropout elementwise embedding "
-    "fused_linear linear loss map matmul matmul_tma norm optim random recurrent reduce rope sample softmax").split()]
+    "fused_linear last linear loss map matmul matmul_tma norm optim random recurrent reduce rope sample softmax").split()]
 
 
 def agrees(op, dtype="float32", **sizes):
@@ -149,7 +149,7 @@ MISTAKES = [    # what went wrong, kernel or helper, old, new, the check that se
      agrees("attention", **HEADS, groups=2)),
     ("a bias that nobody shares", "attention_dbias_kernel", "total += ds", "total = ds",
      agrees("attention", **HEADS, bias=(False, True))),
-    ("parts that weigh the same", "merge_kernel", "totals * shares[:, None]", "totals",
+    ("parts that weigh the same", "merge", "totals * shares[:, None]", "totals",
      agrees("attention", B=1, H=1, T=1, S=131, D=4, size=2.0)),
     ("the same random numbers for all keys", "survivors_of", "first_key // 4 + ", "",
      agrees("attention", **HEADS, dropout=0.4)),
@@ -173,12 +173,19 @@ MISTAKES = [    # what went wrong, kernel or helper, old, new, the check that se
     ("the weights of one block for all", "fused_linear_rows_kernel", "tl.load(weight_rows + more",
      "tl.load(weight_rows + ins", around((2,), 600)),
     ("one row for all", "fused_linear_rows_kernel", "x_ptr + row * n_in", "x_ptr", bytes_of((2,))),
-    ("the same rows for all", "fused_linear_tiles_kernel", "outs = tile_column * BLOCK_N + ", "outs = ",
+    ("the same rows for all", "fused_linear_tiles_kernel", "tile_column * BLOCK_N + tile_outs", "tile_outs",
      bytes_of((9,))),
     ("an overhang in the variance", "statistics", "tl.where(first + ins < n_in, x - mean, 0.0)", "x - mean",
      around((2,), norm="layer_norm")),
-    ("a norm without its bias", "fused_linear_tiles_kernel", "vector(norm_bias_ptr, ins, n_in, 0.0)[None, :]", "0.0",
-     around((9,), norm="layer_norm")),
+    ("a norm without its bias", "fused_linear_rows_kernel", "* gain + shift", "* gain", around((2,), norm="layer_norm")),
+    ("a part that nobody adds", "fused_linear_tiles_kernel", "tl.static_range(PARTS)", "tl.static_range(PARTS - 1)",
+     around((9,), 300)),
+    ("parts that overlap", "fused_linear_tiles_kernel", "range(part * stretch, ", "range(part * stretch // 2, ",
+     around((9,), 300)),
+    ("a sum before its parts are there", "comes_last", "before == n - 1\n", "before == 0\n", around((9,), 300)),
+    ("a counter that counts on", "comes_last", "tl.store(counter_ptr, 0)", "tl.store(counter_ptr, n)",
+     passes(test_fused_linear.test_counters_are_left_at_zero)),
+    ("a part in the place of another", "attention_decode_kernel", "(tl.program_id(0) * ROWS + rows)", "(rows)", CACHED),
     ("a residual inside the activation", "finish", "        out = gelu_tanh(out)\n    if residual_ptr is not None:\n"
      "        out += tl.load(residual_ptr + places, mask=no_overhang, other=0.0).to(tl.float32)",
      "        out = gelu_tanh(out + tl.load(residual_ptr + places, mask=no_overhang, other=0.0).to(tl.float32))",

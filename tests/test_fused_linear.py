@@ -15,11 +15,12 @@ from agreement import UNIT, everything_rounded, fenced, nearest, small_tiles  # 
 from test_beams import make  # noqa: E402
 
 from tinyllm import kernels  # noqa: E402
-from tinyllm.kernels import runtime  # noqa: E402
+from tinyllm.kernels import last, runtime  # noqa: E402
 
 WAYS = [dict(), dict(norm="layer_norm"), dict(norm="layer_norm", vectors=1, activation="gelu"),
         dict(norm="rms_norm", bias=False), dict(residual=True), dict(norm="rms_norm", residual=True, activation="gelu")]
-SHAPES = [((1,), 33, 20), ((1,), 600, 17), ((3,), 33, 65), ((2, 4), 40, 31), ((20,), 65, 33), ((), 1, 1), ((0,), 3, 4)]
+SHAPES = [((1,), 33, 20), ((1,), 600, 17), ((3,), 33, 65), ((2, 4), 40, 31), ((20,), 65, 33), ((9,), 300, 30),
+          ((), 1, 1), ((0,), 3, 4)]
 EPS = 1e-5
 
 
@@ -89,6 +90,13 @@ def test_kernels_at_the_edges_of_tiles(way, dtype):
 @pytest.mark.parametrize("rows", [1, 5])
 def test_kernels_with_the_tiles_of_the_table(rows):
     check_kernel(*case((rows,), 700, 130, norm="layer_norm", activation="gelu"), "bfloat16")
+
+
+def test_counters_are_left_at_zero():
+    """The next launch counts from there, as do those of a recorded step."""
+    with small_tiles():
+        check_kernel(*case((9,), 300, 30), "float32")
+    assert all((counter == 0).all() for counter in last._counters.values()) and last._counters
 
 
 def test_a_layer_without_a_gradient_takes_the_same_kernels(monkeypatch):

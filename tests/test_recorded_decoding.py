@@ -17,6 +17,7 @@ import tinyllm  # noqa: E402
 from tinyllm import Tensor, backend, composed, generate, kernels, no_grad, ops, optim, quantized, stream  # noqa: E402
 from tinyllm import functional as F  # noqa: E402
 from tinyllm.generate import Memory  # noqa: E402
+from tinyllm.kernels import runtime  # noqa: E402
 
 KINDS = pytest.mark.parametrize("kind", ["gpt", "llama", "transformer-lm", "seq2seq"])
 put = kernels.from_numpy
@@ -111,7 +112,7 @@ def test_int8_weights(dtype):
 def test_cached_attention_is_that_of_numpy(dtype, T, S, group, size):
     """Behind what was written, the cache holds NaN; new keys may fall on the border of two stretches."""
     rng = np.random.default_rng(0)
-    for position in (0, 15, 16, S - T):
+    for position, processors in ((0, 7), (15, 7), (16, 7), (S - T, 7), (S - T, 2)):     # four parts, and one
         q, k, v = (rng.standard_normal((2, T, heads, size), np.float32) for heads in (2 * group, 2, 2))
         caches = [np.full((2, S, 2, size), np.nan, np.float32) for _ in "kv"]
         for cache in caches:
@@ -120,7 +121,8 @@ def test_cached_attention_is_that_of_numpy(dtype, T, S, group, size):
         there = [put(array, dtype) for array in (q, k, v, *caches)]
         q, k, v, *caches = (kernels.to_numpy(array) for array in there)     # rounded
         expected = ops.cached_attention(q, k, v, *caches, place, start)
-        with small_tiles():
+        with small_tiles(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runtime, "n_multiprocessors", lambda: processors)
             out = kernels.cached_attention(*there, put(place), put(start))
         error = np.abs(kernels.to_numpy(out) - expected).max()
         assert error < (1e-5 if dtype == "float32" else 2e-2), error
