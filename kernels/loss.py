@@ -11,14 +11,18 @@ the gradient over them keeps one such array instead of three, and leaves two mat
 
 naive_cross_entropy_kernel reads each row twice: for the loss (an online softmax, see softmax.py), and for the gradient.
 cross_entropy_kernel reads it once: a row of 50,304 bfloat16 numbers is 98 KB, and a multiprocessor has 256 KB of
-registers, so the row stays there. Rows that are too long for that take the former, and so do long ones that do not
-begin at 16 bytes: reading them number by number takes the registers that should hold them.
+registers, so the row stays there. Rows that are too long for that take the former.
+
+A thread reads eight numbers at once where they are 16 bytes that begin at a multiple of 16, and one by one elsewhere,
+which takes eight times as many instructions. A row of 50,257 begins anywhere. So its body, from the first such border
+to the last, is read in whole vectors; the ends, at most seven numbers before and seven behind, are a block of their own.
 
     logits_ptr, dlogits_ptr   (N, stride), maybe the same array: a row's V logits, then dead columns up to a multiple of
                    64. Loads run over whole rows, so that each thread reads 16 aligned bytes; the dead columns are
                    masked by value instead, and their gradient is 0. stride = V where there are none
     targets_ptr (N,) integers, losses_ptr (N,) float32
     GRADIENT       whether dlogits is written.  SMOOTH: whether smoothing is not 0
+    RAGGED         whether rows begin elsewhere than at 16 bytes; they have no dead columns then
     grids          naive (ceil(N / BLOCK_ROWS),), one reading (N,), mean_or_sum (1,), scale_rows (ceil(N / BLOCK_ROWS),)
 """
 
@@ -26,12 +30,13 @@ import triton
 import triton.language as tl
 
 from . import runtime
-from .map import row_blocks
+from .map import map_, row_blocks
 from .product import product, weight_gradient
 from .softmax import LOWEST
 
 IN_REGISTERS = 57_344       # 16-bit numbers a row may have to stay in registers
 PIECE = 16_384              # of a row, one block of registers: 16 warps x 32 threads x 32 numbers
+VECTOR = tl.constexpr(8)    # 16-bit numbers in 16 bytes
 
 
 @triton.jit
@@ -90,35 +95,51 @@ def naive_cross_entropy_kernel(logits_ptr, dlogits_ptr, targets_ptr, losses_ptr,
 
 @triton.jit
 def cross_entropy_kernel(logits_ptr, dlogits_ptr, targets_ptr, losses_ptr, n_vocabulary, stride, ignore_index,
-                         smoothing, GRADIENT: tl.constexpr, SMOOTH: tl.constexpr, PIECES: tl.constexpr,
-                         PIECE: tl.constexpr, LAST: tl.constexpr):
-    """A row is PIECES blocks of PIECE columns, which need no mask, and a last one of LAST; a tuple holds them."""
+                         smoothing, GRADIENT: tl.constexpr, SMOOTH: tl.constexpr, RAGGED: tl.constexpr,
+                         PIECES: tl.constexpr, PIECE: tl.constexpr, LAST: tl.constexpr):
+    """A row is PIECES blocks of PIECE columns, which need no mask, and a last one of LAST; a tuple holds them. A RAGGED
+    row has a head of `lead` numbers before, and a tail behind.
+    """
     row = tl.program_id(0).to(tl.int64)
-    logits_ptr += row * stride
-    dlogits_ptr += row * stride
+    body, lead, n_body, n_live = row * stride, 0, stride, n_vocabulary
+    if RAGGED:
+        lead = tl.minimum((tl.cdiv(body, VECTOR) * VECTOR - body).to(tl.int32), stride)
+        n_body = (stride - lead) // VECTOR * VECTOR
+        n_live = n_body
+        body = tl.multiple_of(body + lead, VECTOR)
     pieces = ()
     for i in tl.static_range(PIECES):
-        pieces = pieces + (tl.load(logits_ptr + i * PIECE + tl.arange(0, PIECE)),)
+        pieces = pieces + (tl.load(logits_ptr + body + i * PIECE + tl.arange(0, PIECE)),)
     columns = PIECES * PIECE + tl.arange(0, LAST)
-    no_dead_column = columns < n_vocabulary
-    last = tl.load(logits_ptr + columns, mask=columns < stride, other=0.0)
+    no_dead_column = columns < n_live
+    last = tl.load(logits_ptr + body + columns, mask=columns < n_body, other=0.0)
     last = tl.where(no_dead_column, last, float("-inf"))
     m = tl.max(last.to(tl.float32))
     for i in tl.static_range(PIECES):
         m = tl.maximum(m, tl.max(pieces[i].to(tl.float32)))
+    if RAGGED:
+        places = tl.arange(0, 2 * VECTOR)       # VECTOR of them for the head, as many for the tail
+        ends = body + tl.where(places < VECTOR, places - lead, n_body + places - VECTOR)
+        exist = tl.where(places < VECTOR, places < lead, places - VECTOR < stride - lead - n_body)
+        z_ends = tl.load(logits_ptr + ends, mask=exist, other=float("-inf")).to(tl.float32)
+        m = tl.maximum(m, tl.max(z_ends))
     l = tl.sum(tl.exp(last.to(tl.float32) - m))
     for i in tl.static_range(PIECES):
         l += tl.sum(tl.exp(pieces[i].to(tl.float32) - m))
+    if RAGGED:
+        l += tl.sum(tl.exp(z_ends - m))
     sum_of_logits = 0.0
     if SMOOTH:
         sum_of_logits = tl.sum(tl.where(no_dead_column, last.to(tl.float32), 0.0))
         for i in tl.static_range(PIECES):
             sum_of_logits += tl.sum(pieces[i].to(tl.float32))
+        if RAGGED:
+            sum_of_logits += tl.sum(tl.where(exist, z_ends, 0.0))
 
     target = tl.load(targets_ptr + row).to(tl.int64)
     counts = target != ignore_index
     exists = (target >= 0) & (target < n_vocabulary)
-    target_logit = tl.load(logits_ptr + target, mask=exists, other=0.0).to(tl.float32)
+    target_logit = tl.load(logits_ptr + row * stride + target, mask=exists, other=0.0).to(tl.float32)
     loss = loss_of(m, l, target_logit, sum_of_logits, target, n_vocabulary, ignore_index, smoothing)
     tl.store(losses_ptr + row, loss)
     if GRADIENT:
@@ -126,14 +147,16 @@ def cross_entropy_kernel(logits_ptr, dlogits_ptr, targets_ptr, losses_ptr, n_voc
         floor = tl.where(counts, smoothing / n_vocabulary, 0.0)
         for i in tl.static_range(PIECES):
             dz = tl.exp(pieces[i].to(tl.float32) - m) * share - floor
-            tl.store(dlogits_ptr + i * PIECE + tl.arange(0, PIECE), dz)
+            tl.store(dlogits_ptr + body + i * PIECE + tl.arange(0, PIECE), dz)
         dz = tl.where(no_dead_column, tl.exp(last.to(tl.float32) - m) * share - floor, 0.0)
-        tl.store(dlogits_ptr + columns, dz, mask=columns < stride)
+        tl.store(dlogits_ptr + body + columns, dz, mask=columns < n_body)
+        if RAGGED:
+            tl.store(dlogits_ptr + ends, tl.exp(z_ends - m) * share - floor, mask=exist)
         # The target's own gradient has one more summand. Asking each column whether it is the target would cost the
         # registers that hold the row; so it is written again, once all threads have written theirs.
         tl.debug_barrier()
         dz = tl.exp(target_logit - m) * share - floor - (1.0 - smoothing)
-        tl.store(dlogits_ptr + target, dz, mask=exists & counts)
+        tl.store(dlogits_ptr + row * stride + target, dz, mask=exists & counts)
 
 
 @triton.jit
@@ -170,6 +193,11 @@ def scale_rows_kernel(x_ptr, dout_ptr, stride_dout, share_ptr, out_ptr, n_rows, 
         tl.store(out_ptr + offsets, x * factor[:, None], mask=no_overhang)
 
 
+@triton.jit
+def product_of_three(a, b, c):
+    return a * (b * c)
+
+
 def cross_entropy_forward(logits, targets, *, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
     """loss = -log softmax(logits)[target]: logits (..., V), targets (...) integers -> (loss float32, saved).
 
@@ -187,6 +215,8 @@ def cross_entropy_forward(logits, targets, *, ignore_index=-100, label_smoothing
 def cross_entropy_backward(dout, saved):
     """dlogits = dout * (softmax(logits) - target distribution)   [/ count, for the mean]."""
     dlogits, share = saved
+    if dout.ndim == 0 and share is not None:            # one factor for all
+        return map_(product_of_three, dlogits, dout, share, dtype=dlogits.dtype), None
     out = runtime.empty(dlogits.shape, dlogits.dtype)
     _scale_rows(runtime.as_rows(dlogits), dout.reshape(-1) if dout.ndim else dout, share, runtime.as_rows(out))
     return out, None
@@ -231,12 +261,12 @@ def _losses(logits, dlogits, targets, vocabulary, ignore_index, smoothing, gradi
     n_rows, stride = logits.shape
     losses = runtime.empty((n_rows,))
     numbers = (vocabulary, stride, ignore_index, float(smoothing))
-    fits = stride <= IN_REGISTERS and (stride % 8 == 0 or stride <= PIECE)
-    if n_rows and logits.element_size() == 2 and fits:
-        pieces = (stride - 1) // PIECE
+    ragged = stride % VECTOR.value != 0
+    if n_rows and logits.element_size() == 2 and stride <= IN_REGISTERS:
+        pieces = max(0, stride - 2 * VECTOR.value if ragged else stride - 1) // PIECE
         last = triton.next_power_of_2(stride - pieces * PIECE)
         cross_entropy_kernel[(n_rows,)](logits, dlogits, targets, losses, *numbers, GRADIENT=gradient,
-                                        SMOOTH=smoothing > 0, PIECES=pieces, PIECE=PIECE, LAST=last,
+                                        SMOOTH=smoothing > 0, RAGGED=ragged, PIECES=pieces, PIECE=PIECE, LAST=last,
                                         num_warps=16 if stride > 8192 else 4)
     elif n_rows:
         grid, blocks = row_blocks(n_rows, stride)

@@ -98,6 +98,17 @@ def test_a_row_of_logits_in_several_pieces(monkeypatch):
         check_kernels("linear_cross_entropy", case, "bfloat16")
 
 
+@pytest.mark.parametrize("vocabulary", [1, 3, 7, 9, 15, 17, 250, 271, 272, 273, 527, 1023])
+def test_rows_of_logits_that_begin_anywhere(vocabulary, monkeypatch):
+    """Nine rows begin at each of the eight places; those of 250 at four of them. All targets at the ends occur."""
+    monkeypatch.setattr(loss, "PIECE", 256)
+    for smoothing, reduction in ((0.0, "mean"), (0.2, "none")):
+        (logits, _), options = MAKERS["cross_entropy"](rows=(9,), vocabulary=vocabulary, label_smoothing=smoothing,
+                                                       reduction=reduction)
+        for targets in (np.arange(9) % vocabulary, (vocabulary - 1 - np.arange(9)) % vocabulary):
+            check_kernels("cross_entropy", ((logits, targets), options), "bfloat16")
+
+
 def test_rows_that_are_too_long_for_the_registers(monkeypatch):
     monkeypatch.setattr(loss, "IN_REGISTERS", 8)
     for sizes in (dict(vocabulary=1025), dict(vocabulary=65, label_smoothing=0.2)):
