@@ -19,7 +19,7 @@ Reading order:
                         linear_int8.py    and weights of one byte
 10. attention.py        softmax and product in one; with it attention_tiles.py, attention_gradients.py, and
                         attention_decode.py
-11. random.py           random numbers without a state    dropout.py, sample.py
+11. random.py           random numbers without a state    dropout.py, sample.py and shortlist.py
 12. optim.py            one flat buffer, and numbers that never visit the host
 13. recurrent.py        a launch for each step of a sequence
 14. rope.py             a small one                       movement.py     what needs no kernel

@@ -24,7 +24,7 @@ from strategies import MAKERS  # noqa: E402
 
 FILES = [importlib.import_module("tinyllm.kernels." + name) for name in (
     "activation attention attention_decode attention_gradients attention_tiles dropout elementwise embedding "
-    "fused_linear last linear loss map matmul matmul_tma norm optim random recurrent reduce rope sample softmax").split()]
+    "fused_linear last linear loss map matmul matmul_tma norm optim random recurrent reduce rope sample shortlist softmax").split()]
 
 
 def agrees(op, dtype="float32", **sizes):
@@ -206,17 +206,23 @@ MISTAKES = [    # what went wrong, kernel or helper, old, new, the check that se
      passes(test_kernels.test_optimizer_steps, "sgd_step", dict(max_norm=1.0), 5)),
     ("a maximum that stays in the scores", "score", "tl.maximum(z - top, ", "tl.maximum(z, ",
      passes(test_kernels.test_draws, dict(temperature=0.3), 37, "float32")),
-    ("a shortlist that leaves out its last", "shortlist", "z - top >= reach", "z - top > reach",
+    ("a shortlist that leaves out its last", "sample_kernel", "z - top >= reach", "z - top > reach",
      passes(test_kernels.test_draws, dict(top_k=5), 300, "float32")),
     ("a shortlist too short for top-k", "kth_largest", "axis=0) < k", "axis=0) < k - 2",
      passes(test_kernels.test_draws, dict(top_k=5), 300, "float32")),
-    ("a shortlist too short for top-p", "sample_kernel", "n_vocabulary * 0.5", "n_vocabulary * 64.0",
+    ("a shortlist too short for top-p", "survey_kernel", "n_vocabulary * 0.5", "n_vocabulary * 64.0",
      passes(test_kernels.test_draws, dict(top_p=0.9), 300, "float32")),
     ("the random word of another token", "bits_of_tokens", "word == 0, a, b", "word == 0, b, a",
      passes(test_kernels.test_draws, dict(top_k=5), 37, "bfloat16")),
     ("too many of the equals", "last_kept", "equals = top_k - above", "equals = top_k",
      passes(test_kernels.test_draws_among_equals)),
-    ("all of the equals", "sample_kernel", "(rank < equals)", "(rank < rank + 1)",
+    ("a list that is another's", "sample_kernel", "short_z_ptr + part * LIST, ", "short_z_ptr, ",
+     passes(test_kernels.test_draws, dict(top_k=5), 300, "float32")),
+    ("an equal one too few", "count_equals", "tokens <= token)", "tokens < token)",
+     passes(test_kernels.test_draws_among_equals)),
+    ("the best of one part", "sample_kernel", "tl.store(short_z_ptr + part, tl.max(noisy, axis=0))",
+     "tl.store(short_z_ptr + part, -1.0 * part)", passes(test_kernels.test_draws, dict(), 300, "float32")),
+    ("all of the equals", "draw", "(tokens <= last)", "(tokens <= tokens)",
      passes(test_kernels.test_draws_among_equals)),
 ]
 

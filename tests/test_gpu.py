@@ -92,6 +92,17 @@ def test_parts_of_attention_change_hands(batch, key_heads):
         assert torch.equal(kernels.attention_forward(q, k, v)[0], first), i
 
 
+@pytest.mark.parametrize("options", [dict(top_k=50), dict(top_p=0.9), dict(top_k=50, top_p=0.9), dict()], ids=str)
+def test_draws_change_hands(options):
+    logits, rng = torch.randn(64, 50257, device="cuda").bfloat16() * 3, np.array([5, 7])
+    expected = ops.sample(runtime.to_numpy(logits), rng, temperature=0.8, **options)
+    first = kernels.sample(logits, rng, temperature=0.8, **options)
+    assert (runtime.to_numpy(first) == expected).mean() > 0.95      # float32 rounds differently where top-p ends
+    for i in range(300):
+        torch.full((2**22,), float("nan"), device="cuda")
+        assert torch.equal(kernels.sample(logits, rng, temperature=0.8, **options), first), i
+
+
 def test_element_wise_kernels_reach_beyond_two_to_the_31():
     needs_gigabytes(16)
     a = torch.zeros(BEYOND, device="cuda", dtype=torch.bfloat16)

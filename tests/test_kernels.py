@@ -187,7 +187,8 @@ DRAWS = [dict(), dict(temperature=0), dict(temperature=0.3), dict(temperature=1e
 def test_draws(options, V, dtype, monkeypatch):
     module = importlib.import_module("tinyllm.kernels.sample")
     monkeypatch.setattr(module, "BLOCK", 64)        # a row in several pieces
-    monkeypatch.setattr(module, "GROUPS", 16)       # fewer groups than tokens, and than some top_k; a shortlist, too
+    monkeypatch.setattr(module, "GROUP", 4)         # fewer groups than some top_k
+    monkeypatch.setattr(module, "PLACES", 16)       # a shortlist in several pieces, too
     logits = put(normal(3, V, size=2.0), dtype)
     found = runtime.to_numpy(kernels.sample(logits, RNG, **options))
     np.testing.assert_array_equal(found, ops.sample(runtime.to_numpy(logits), RNG, **options))
@@ -204,7 +205,8 @@ def test_draws_from_fifty_thousand(options):
 
 def test_draws_among_equals():
     """Of tokens of equal score the first ones are kept, and the first of equal largest ones is greedy's choice."""
-    logits = np.repeat(np.array([[0.0, 1.0, 1.0, 1.5, 1.0, -2.0, 1.0]], np.float32), 6, axis=0)
+    logits = np.array([[0.0, 1.0, 1.0, 1.5, 1.0, -2.0, 1.0], [1.0, 1.0, 1.0, 1.5, 1.0, -2.0, 1.0]], np.float32)
+    logits = logits.repeat(8, axis=0)
     for options in (dict(top_k=3), dict(top_p=0.4), dict(top_k=4, top_p=0.7), dict(temperature=0)):
         found = runtime.to_numpy(kernels.sample(put(logits), RNG, **options))
         np.testing.assert_array_equal(found, ops.sample(logits, RNG, **options))
