@@ -20,12 +20,16 @@ register on the way from memory to the tensor cores. Two more things keep those 
 A matrix fits if its rows start at multiples of 16 bytes.
 
 A weight gradient, dW = dout^T x, has few tiles and a very long inner axis, all tokens of the batch. For GPT-2's 3072 x
-768 weights there are 72 tiles for 132 multiprocessors. So the inner axis is cut into parts (*split-K*), as many as make
-the programs finish together (parts_of), and each program adds what it has found to zeros in memory, in whatever order:
-the last digits may differ from run to run (runtime.deterministic: product.py). All tiles of one part come first, then
-those of the next: what runs at the same time reads the same rows of dout and x, and finds them in the L2 cache. Equal
-shares that begin and end anywhere (stream-K, Osama et al. 2023, arXiv:2301.03598) keep all multiprocessors busy to the
-last step, but read at as many places as there are programs: at these sizes that took twice as long on an H100.
+768 weights there are 72 tiles for 132 multiprocessors. So the inner axis is cut into parts (*split-K*), and each program
+adds what it has found to zeros in memory, in whatever order: the last digits may differ from run to run
+(runtime.deterministic: product.py). Few parts cost little to add, many come out even, so that no multiprocessor waits
+for another. Both in one: the first tiles are cut into few parts, whole rounds of them for all programs, and those that
+are left into many (shares_of): 66 of the 72 tiles into 2, the other 6 into 22.
+
+All tiles of one part come first, then those of the next: what runs at the same time reads the same rows of dout and x,
+and finds them in the L2 cache. Equal shares that begin and end anywhere (stream-K, Osama et al. 2023, arXiv:2301.03598)
+keep all multiprocessors busy to the last step, but read at as many places as there are programs: at these sizes that
+took twice as long on an H100.
 """
 
 import functools
@@ -38,7 +42,7 @@ from . import configs, runtime
 from .activation import gelu_tanh, gelu_tanh_slope
 from .matmul import tile_of
 
-EDGES = 8       # steps along K (a guess that costs little: 4 and 16 give nearly the same parts)
+EDGES = 16      # steps along K that it takes as long as to begin and to end a part: 8 to 21, say three sizes on an H200
 
 
 @triton.jit
@@ -78,17 +82,22 @@ def matmul_tma_kernel(a_desc, b_desc, bias_ptr, pre_desc, out_desc, M, N, K, LAY
         finish(right, bias_ptr, pre_desc, out_desc, row, column + BLOCK_N // 2, N, EPILOGUE)
 
 
-@triton.jit(do_not_specialize=["K", "part"])
-def weight_gradient_kernel(a_desc, b_desc, out_desc, M, N, K, part, LAYOUT: tl.constexpr, BLOCK_M: tl.constexpr,
-                           BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, FLATTEN: tl.constexpr):
-    """out += a b, in float32; `part` steps along K at a time, each by one program."""
-    n_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
-    for job in tl.range(tl.program_id(0), n_tiles * tl.cdiv(K, part), tl.num_programs(0), flatten=FLATTEN):
-        tile_row, tile_column = tile_of(job % n_tiles, M, N, BLOCK_M, BLOCK_N, GROUP_M)
-        row, column = tile_row * BLOCK_M, tile_column * BLOCK_N
-        first = job // n_tiles * part
+@triton.jit(do_not_specialize=["K", "n_first", "first_tiles", "first_part", "other_tiles", "other_part"])
+def weight_gradient_kernel(a_desc, b_desc, out_desc, M, N, K, n_first, first_tiles, first_part, other_tiles, other_part,
+                           LAYOUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+                           GROUP_M: tl.constexpr, FLATTEN: tl.constexpr):
+    """out += a b, in float32. The first tiles are n_first jobs, each `first_part` steps along K; the others are cut into
+    jobs of other_part. (other_tiles is 1 where there are none.)
+    """
+    n_jobs = n_first + (tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N) - first_tiles) * tl.cdiv(K, other_part)
+    for job in tl.range(tl.program_id(0), n_jobs, tl.num_programs(0), flatten=FLATTEN):
+        is_first = job < n_first
+        place, tiles = tl.where(is_first, job, job - n_first), tl.where(is_first, first_tiles, other_tiles)
+        tile, part = place % tiles + tl.where(is_first, 0, first_tiles), tl.where(is_first, first_part, other_part)
+        tile_row, tile_column = tile_of(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+        row, column, start = tile_row * BLOCK_M, tile_column * BLOCK_N, place // tiles * part
         total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-        for k in range(first, tl.minimum(first + part, K), BLOCK_K):
+        for k in range(start, tl.minimum(start + part, K), BLOCK_K):
             a, b = load_tiles(a_desc, b_desc, row, column, k, LAYOUT)
             total = tl.dot(a, b, total)
         left, right = halves(total, BLOCK_M, BLOCK_N)
@@ -139,22 +148,36 @@ def add_product(a, b, out):
     names, a_desc, b_desc = _described(a, b, config)
     (M, N), K, m, n, k = out.shape, a.shape[1], *(config[f"BLOCK_{axis}"] for axis in "MNK")
     tiles, programs = triton.cdiv(M, m) * triton.cdiv(N, n), runtime.n_multiprocessors()
-    parts = parts_of(triton.cdiv(K, k), tiles, programs)
-    part = triton.cdiv(triton.cdiv(K, k), parts) * k
-    weight_gradient_kernel[(min(programs, tiles * parts),)](
-        a_desc, b_desc, TensorDescriptor.from_tensor(out, [m, n // 2]), M, N, K, part, LAYOUT=names, **config)
+    steps = triton.cdiv(K, k)
+    first_tiles, first_steps, other_steps = shares_of(steps, tiles, programs)
+    n_first, others = first_tiles * triton.cdiv(steps, first_steps), tiles - first_tiles
+    n_jobs = n_first + others * triton.cdiv(steps, other_steps)
+    weight_gradient_kernel[(min(programs, n_jobs),)](
+        a_desc, b_desc, TensorDescriptor.from_tensor(out, [m, n // 2]), M, N, K,
+        n_first, first_tiles, first_steps * k, max(1, others), other_steps * k, LAYOUT=names, **config)
     return out
 
 
 @functools.cache
-def parts_of(steps, tiles, programs):
-    """Into how many parts to cut `steps` steps of each tile: the busiest program's steps shall be fewest.
-
-    To begin and to end a tile takes about as long as EDGES steps.
+def shares_of(steps, tiles, programs):
+    """How to deal out `steps` steps of each tile, so that the busiest program has the fewest: (how many tiles come
+    first, the steps of a part of theirs, the steps of a part of the others).
     """
-    def longest(parts):
-        return triton.cdiv(tiles * parts, programs) * (triton.cdiv(steps, parts) + EDGES)
-    return min(range(1, min(steps, 32) + 1), key=longest)
+    def rounds(jobs, part):
+        return triton.cdiv(jobs, programs) * (part + EDGES)
+
+    def longest(plan):
+        first_tiles, first, other = plan
+        return (rounds(first_tiles * triton.cdiv(steps, first), first)
+                + rounds((tiles - first_tiles) * triton.cdiv(steps, other), other))
+
+    parts = sorted({triton.cdiv(steps, n) for n in range(1, 33)}, reverse=True)         # into 32 parts at most
+    plans = [(tiles, part, steps) for part in parts]
+    for first in parts:
+        n = triton.cdiv(steps, first)
+        whole_rounds = n * tiles // programs * programs // n
+        plans += [(whole_rounds, first, other) for other in parts if 0 < whole_rounds < tiles]
+    return min(plans, key=longest)
 
 
 def _described(a, b, config):

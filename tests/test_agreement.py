@@ -1,5 +1,7 @@
 """NumPy = Triton: every operation, every gradient, in float32 and bfloat16, at sizes around the edges of blocks."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from hypothesis import Phase, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from strategies import MAKERS, drawn, fixed, normal  # noqa: E402
 
-from tinyllm.kernels import configs, loss, norm, product, reduce, runtime  # noqa: E402
+from tinyllm.kernels import configs, loss, matmul_tma, norm, product, reduce, runtime  # noqa: E402
 
 OPS = [op for op in MAKERS if op != "cast"]
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -153,6 +155,25 @@ def test_the_kernels_for_hopper(op, sizes, multiprocessors, same_order, monkeypa
     monkeypatch.setattr(runtime, "deterministic", same_order)
     monkeypatch.setattr(runtime, "n_multiprocessors", lambda: multiprocessors)
     check_kernels(op, MAKERS[op](**sizes), "bfloat16")
+
+
+def test_a_weight_gradient_in_two_kinds_of_parts(monkeypatch):
+    """Nine tiles for eleven programs: the first five in few parts, the others in more."""
+    monkeypatch.setattr(configs, "architecture", lambda: "sm_90")
+    monkeypatch.setattr(matmul_tma, "shares_of", lambda steps, tiles, programs: (tiles - 2, steps // 2, 1))
+    check_kernels("linear", MAKERS["linear"](rows=(256,), n_in=264, n_out=264), "bfloat16")
+
+
+@pytest.mark.parametrize("steps, tiles, programs", [(512, 72, 132), (512, 54, 132), (512, 18, 132), (512, 1179, 132),
+                                                    (3, 5, 2), (1, 1, 132), (40, 7, 108)])
+def test_shares_leave_hardly_anybody_idle(steps, tiles, programs):
+    first_tiles, first, other = matmul_tma.shares_of(steps, tiles, programs)
+    parts = [math.ceil(steps / part) for part in (first, other)]
+    assert 0 < first_tiles <= tiles and max(parts) <= 32
+    jobs = [first] * (first_tiles * parts[0]) + [other] * ((tiles - first_tiles) * parts[1])
+    busiest = max(sum(part + matmul_tma.EDGES for part in jobs[i::programs]) for i in range(programs))
+    alone = min(math.ceil(tiles * n / programs) * (math.ceil(steps / n) + matmul_tma.EDGES) for n in range(1, 33))
+    assert busiest <= alone                             # all tiles in parts of one kind
 
 
 @pytest.mark.parametrize("op, sizes", [

@@ -190,7 +190,8 @@ def test_draws(options, V, dtype, monkeypatch):
     monkeypatch.setattr(module, "GROUP", 4)         # fewer groups than some top_k
     monkeypatch.setattr(module, "PLACES", 16)       # a shortlist in several pieces, too
     logits = put(normal(3, V, size=2.0), dtype)
-    found = runtime.to_numpy(kernels.sample(logits, RNG, **options))
+    with fenced():
+        found = runtime.to_numpy(kernels.sample(logits, RNG, **options))
     np.testing.assert_array_equal(found, ops.sample(runtime.to_numpy(logits), RNG, **options))
 
 
