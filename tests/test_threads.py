@@ -20,11 +20,8 @@ def three(monkeypatch):
     """Pretend that BLAS has three cores; the test runner itself gives it one."""
     told = []
     monkeypatch.setattr(threads, "_blas", (lambda: told[-1] if told else 3, told.append))
-    monkeypatch.setattr(threads, "_pool", None)
     monkeypatch.setattr(threads, "SMALLEST", 1)
     yield told
-    if threads._pool is not None:
-        threads._pool.shutdown()
 
 
 THREADED = ["linear", "linear_gelu", "layer_norm", "add_layer_norm", "attention", "self_attention"]
@@ -53,6 +50,17 @@ def test_every_row_is_worked_on_once(n, three):
 
     threads.in_parallel(work, n, 1000)
     assert (counts == 1).all()
+
+
+@pytest.mark.parametrize("n, threads_, operations", [(1, 1, 10), (2, 2, 10**5), (10, 3, 10**6), (1000, 2, 10**9)])
+def test_the_first_part_is_longer_but_leaves_something_for_all(n, threads_, operations):
+    cuts = threads._cuts(n, threads_, operations)
+    parts = np.diff(cuts)
+    assert cuts[0] == 0 and cuts[-1] == n and len(parts) == threads_ and parts.min() >= 1
+    rest = parts[1:]
+    assert parts[0] >= n // threads_ and rest.max(initial=0) - rest.min(initial=n) <= 1
+    lead = (parts[0] - rest.mean()) * operations / n if len(rest) else threads.LATE
+    assert n < 1000 or abs(lead - threads.LATE) < 2 * operations / n
 
 
 def test_a_small_job_stays_in_one_piece(three, monkeypatch):

@@ -6,8 +6,9 @@ A row of 8-bit integers and one scale stand for a row of weights, W_oi = scale_o
 
 so the scales wait until the sums are there. No BLAS multiplies bytes: NumPy widens them first. Done in pieces that are
 still in the cache when they are multiplied, main memory is read at a byte per weight, and no large matrix of floats
-comes into being. That saves memory, not time: to widen a weight takes a core about as long as to read it as a float.
-examples/benchmark_cpu.py has the figures, and what was tried.
+comes into being. On one core that saves memory, not time: to widen a weight takes about as long as to read it as a
+float. But two cores widen twice as fast, while they share the memory. examples/benchmark_cpu.py has the figures, and
+what was tried.
 """
 from . import memory
 from .linear import multiply

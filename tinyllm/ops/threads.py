@@ -2,8 +2,8 @@
 
 NumPy's matrix product uses all cores, everything else only one. But NumPy lets go of Python's lock while it computes,
 so ordinary threads can work on different rows at the same time. Three conditions make it pay:
-- large jobs: waking a sleeping thread and waiting for it takes about 100 microseconds; and in large pieces, as handing
-  over the lock takes some 10, as long as 30,000 additions;
+- large jobs: a sleeping thread takes some 50 microseconds to wake up; and in large pieces, as handing over the lock
+  takes some 10, as long as 30,000 additions;
 - one thread for BLAS meanwhile: it would try to use all cores from each of our threads, and wait for itself;
 - sleeping BLAS threads: between two products they wait in a busy loop, by default for some 30 milliseconds, and keep
   the core from us. OPENBLAS_THREAD_TIMEOUT shortens that to half a millisecond; it is read when NumPy is imported, so
@@ -14,17 +14,23 @@ What it buys, on two cores of an Intel Xeon, in the ratio to torch eager (exampl
 percent. Below half a millisecond, runs on a busy Xeon became erratic, as a thread that sleeps has to be woken for every
 product; on the EPYC a tenth of a millisecond made C1 another 4 percent faster, and nothing else.
 
+concurrent.futures.ThreadPoolExecutor does the same with twice as much Python around each job: some 100 microseconds
+from start to end where a queue and a lock take 60. Without it, and with a longer part for the thread that is awake, a
+token of GPT-2 in int8 takes 0.8 times as long, C1 0.95 times, and C2 and an LSTM as long as before (EPYC).
+
 Tried and left out: products cut up by hand among our threads (12 to 15 percent slower than OpenBLAS's own threads, as
-both halves pack the same matrix); more than one thread for jobs of less than a third of a millisecond.
+both halves pack the same matrix); more than one thread for jobs of less than a quarter of a millisecond.
 """
 import contextvars
 import ctypes
 import os
-from concurrent.futures import ThreadPoolExecutor, wait
+import threading
+from queue import SimpleQueue
 
 import numpy as np
 
-SMALLEST = 500_000      # element operations per thread, some 150 microseconds, below which it does not pay
+SMALLEST = 400_000      # element operations per thread, some 120 microseconds, below which it does not pay
+LATE = 200_000          # that the first thread has done before the others are awake
 
 
 def _openblas():
@@ -37,7 +43,7 @@ def _openblas():
 
 
 _blas = _openblas()
-_pool = None
+_jobs, _helpers = SimpleQueue(), []
 
 
 def in_parallel(work, n, operations):
@@ -46,33 +52,59 @@ def in_parallel(work, n, operations):
     operations: about how many element operations the whole job takes. The calls must not depend on each other, nor call
     in_parallel. BLAS works on one core meanwhile; there are as many threads as it has otherwise (OPENBLAS_NUM_THREADS).
     """
-    global _pool
     cores = _blas[0]() if _blas else 1
     if cores < 2:
         work(slice(0, n))
         return
-    if _pool is None:
-        _pool = ThreadPoolExecutor(cores - 1)
     threads = max(1, min(n, cores, operations // SMALLEST))
-    cuts = [n * i // threads for i in range(threads + 1)]
+    cuts, signals, errors = _cuts(n, threads, operations), [], []
+    while len(_helpers) < threads - 1:
+        _helpers.append(threading.Thread(target=_help, args=(_jobs,), daemon=True))
+        _helpers[-1].start()
     _blas[1](1)             # for one thread, too: waking BLAS's threads takes longer than a small product
-    others = [_pool.submit(contextvars.copy_context().run, work, slice(a, b))   # np.errstate lives in the context
-              for a, b in zip(cuts[1:], cuts[2:])]
     try:
+        for first, end in zip(cuts[1:], cuts[2:]):
+            signals.append(threading.Lock())
+            signals[-1].acquire()
+            # np.errstate lives in the context
+            _jobs.put((contextvars.copy_context(), work, slice(first, end), signals[-1], errors))
         work(slice(0, cuts[1]))
     finally:
-        if others:          # to wait for nothing takes 10 microseconds, a hundred times for each token that is written
-            wait(others)
-        _blas[1](cores)
-    for other in others:
-        other.result()                  # raises what was raised there
+        try:
+            for signal in signals:
+                signal.acquire()        # waits until the helper releases it
+        finally:
+            _blas[1](cores)
+    if errors:
+        raise errors[0]
 
 
-def _forget_the_pool():
+def _cuts(n, threads, operations):
+    """Where to cut range(n): the first part is longer, as its thread is awake."""
+    late = (threads - 1) * LATE * n // max(1, operations)
+    first = max(0, min((n + late) // threads, n - threads + 1))
+    return [0, *(first + (n - first) * i // max(1, threads - 1) for i in range(threads))]
+
+
+def _help(jobs):
+    """What a helper does all its life."""
+    while True:
+        context, work, part, signal, errors = jobs.get()
+        try:
+            context.run(work, part)
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            signal.release()
+        del context, work, part, signal, errors     # they keep arrays alive
+
+
+def _forget_the_helpers():
     """A forked process has none of its parent's threads."""
-    global _pool
-    _pool = None
+    global _jobs
+    _jobs = SimpleQueue()
+    _helpers.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_the_pool)
+    os.register_at_fork(after_in_child=_forget_the_helpers)
