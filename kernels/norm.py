@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 
 from . import runtime
-from .reduce import sum_rows
+from .reduce import sum_rows, sum_rows_of_two
 
 TILE = 4096         # numbers in registers at once: as many rows as fit
 TILE_BACKWARD = 2048        # fewer, because there are two or three arrays, and the shares of dweight and dbias besides
@@ -149,7 +149,9 @@ def _differentiate(dtotal, dout, saved, into):
     if total.numel():
         layer_norm_backward_kernel[grid](dout, dtotal, total, weight, mean, rstd, dx, partial, n_rows, n_columns,
                                          **blocks)
-    return dx, sum_rows(partial[0], into[0]), sum_rows(partial[1], into[1]) if has_bias else None
+    if not has_bias:
+        return dx, sum_rows(partial[0], into[0]), None
+    return dx, *sum_rows_of_two(partial, into)
 
 
 @triton.jit

@@ -13,6 +13,7 @@ Any reduction over neighbouring axes of a row-major array has this form: `outer`
                in both, which is what memory likes
     MAXIMUM    the maximum instead of the sum
     ADD        out has numbers already, to which the results are added
+    second_ptr (n_inner,) or None: with outer = 2, where the second result goes, which is then not behind the first
 
 32,768 rows of 768 columns are six columns of tiles: six programs would take for ever. So the rows are cut into parts,
 as many as keep all multiprocessors busy, and a second launch reduces the parts' results. The order of the additions
@@ -40,9 +41,9 @@ SHORTEST = 8                    # tiles a part has at least: less is not worth a
 
 
 @triton.jit(do_not_specialize=["n_reduced", "n_part", "parts"])
-def reduce_columns_kernel(x_ptr, out_ptr, n_reduced, n_inner, n_part, parts, factor, MAXIMUM: tl.constexpr,
-                          ADD: tl.constexpr, STAGES: tl.constexpr, BLOCK_REDUCED: tl.constexpr,
-                          BLOCK_INNER: tl.constexpr):
+def reduce_columns_kernel(x_ptr, out_ptr, second_ptr, n_reduced, n_inner, n_part, parts, factor,
+                          MAXIMUM: tl.constexpr, ADD: tl.constexpr, STAGES: tl.constexpr,
+                          BLOCK_REDUCED: tl.constexpr, BLOCK_INNER: tl.constexpr):
     column_blocks = tl.cdiv(n_inner, BLOCK_INNER)
     inner = tl.program_id(0) % column_blocks * BLOCK_INNER + tl.arange(0, BLOCK_INNER)
     place = tl.program_id(0) // column_blocks                           # of the result: outer * parts + part
@@ -59,7 +60,11 @@ def reduce_columns_kernel(x_ptr, out_ptr, n_reduced, n_inner, n_part, parts, fac
         x = tl.load(x_ptr + offsets, mask=no_overhang, other=neutral).to(tl.float32)
         total = tl.maximum(total, x) if MAXIMUM else total + x
     result = tl.max(total, axis=0) if MAXIMUM else tl.sum(total, axis=0) * factor
-    out_ptrs = out_ptr + place.to(tl.int64) * n_inner + inner
+    out_ptr += place.to(tl.int64) * n_inner
+    if second_ptr is not None:
+        if place == 1:
+            out_ptr = second_ptr
+    out_ptrs = out_ptr + inner
     if ADD:
         result += tl.load(out_ptrs, mask=no_overhang_inner, other=0.0)
     tl.store(out_ptrs, result, mask=no_overhang_inner)
@@ -142,6 +147,16 @@ def sum_rows(x, into=None):
     return out.view(x.shape[1:]) if into is None else into
 
 
+def sum_rows_of_two(x, into=(None, None)):
+    """Column sums of two arrays in one go: (2, rows, C) -> two of (C,), float32; added to the two of `into`, or fresh."""
+    if (into[0] is None) is not (into[1] is None):
+        return sum_rows(x[0], into[0]), sum_rows(x[1], into[1])
+    _, n, inner = x.shape
+    x, n = _cut(x, 2, n, inner, False)
+    out = _launch(x, 2, n, inner, n, 1.0, False, torch.float32, *into)
+    return tuple(out.view(2, inner)) if into[0] is None else into
+
+
 def _reduced(x, axis, keepdims, factor=1.0, maximum=False, dtype=None):
     """Reduce over axes: one launch for each run of neighbouring ones; in float32 but for the last result."""
     axes, x, out = _axes(axis, x.ndim), runtime.contiguous(x), x
@@ -164,9 +179,7 @@ def _reduce_run(x, start, end, factor, maximum, dtype, into=None):
     """Reduce a row-major array over its axes start, ..., end - 1 and keep them with size 1."""
     outer, n, inner = (math.prod(sizes) for sizes in (x.shape[:start], x.shape[start:end], x.shape[end:]))
     shape = (*x.shape[:start], *(1,) * (end - start), *x.shape[end:])
-    n_part = _rows_of_a_part(outer, n, inner)
-    if n_part < n:
-        x, n = _launch(x, outer, n, inner, n_part, 1.0, maximum, torch.float32), triton.cdiv(n, n_part)
+    x, n = _cut(x, outer, n, inner, maximum)
     return _launch(x, outer, n, inner, n, factor, maximum, dtype or torch.float32, into).view(shape)
 
 
@@ -174,6 +187,14 @@ def _tile(inner):
     """(rows, columns) of a tile. From `inner` alone: a new batch size must not compile a new kernel."""
     columns = min(COLUMNS, power_of_2(inner))
     return TILE // columns, columns
+
+
+def _cut(x, outer, n, inner, maximum):
+    """x as (outer, n, inner), in parts that are reduced already, and how many these are; or x itself and n."""
+    n_part = _rows_of_a_part(outer, n, inner)
+    if n_part == n:
+        return x, n
+    return _launch(x, outer, n, inner, n_part, 1.0, maximum, torch.float32), triton.cdiv(n, n_part)
 
 
 def _rows_of_a_part(outer, n, inner):
@@ -184,7 +205,7 @@ def _rows_of_a_part(outer, n, inner):
     return triton.cdiv(n, parts * rows) * rows if parts > 1 else n
 
 
-def _launch(x, outer, n, inner, n_part, factor, maximum, dtype, into=None):
+def _launch(x, outer, n, inner, n_part, factor, maximum, dtype, into=None, second=None):
     """x as (outer, n, inner) -> (outer, parts, inner), each part being the reduction of n_part rows."""
     parts, (rows, columns) = triton.cdiv(n, n_part) if n else 1, _tile(inner)
     out = runtime.empty((outer, parts, inner), dtype) if into is None else into
@@ -194,7 +215,7 @@ def _launch(x, outer, n, inner, n_part, factor, maximum, dtype, into=None):
                                  BLOCK_REDUCED=blocks["BLOCK_COLUMNS"])
     elif outer and inner:
         reduce_columns_kernel[(outer * parts * triton.cdiv(inner, columns),)](
-            x, out, n, inner, n_part, parts, factor, MAXIMUM=maximum, ADD=into is not None, STAGES=STAGES,
+            x, out, second, n, inner, n_part, parts, factor, MAXIMUM=maximum, ADD=into is not None, STAGES=STAGES,
             BLOCK_REDUCED=rows, BLOCK_INNER=columns)
     return out
 
