@@ -69,7 +69,7 @@ def learn(name, make, train_data, val_data, seconds, seed):
     model.train()
     while spent < seconds:
         start = time.perf_counter()
-        rate = min(1, (steps + 1) / 100) * (1 + math.cos(math.pi * spent / seconds)) / 2      # warm-up, then down to zero
+        rate = min(1, (steps + 1) / 100) * (1 + math.cos(math.pi * spent / seconds)) / 2    # warm-up, then down to zero
         tinyllm.random.next_step(steps)
         step([train_data.batch(batch_size, rng)], peak * rate)
         steps, spent = steps + 1, spent + time.perf_counter() - start       # asking, below, costs a model no time

@@ -38,8 +38,8 @@ PARTS = {
     # torch.compile would take two more minutes here, and matters to none of the goals
     "kernels": Part(120, ("gpu", "--no-compile", "--jobs", "adamw", "grad_norm", "linear", "attention",
                           "linear_cross_entropy", "cross_entropy", "embedding", "layer_norm", "add_layer_norm",
-                          "decode", "fused_linear", "sample", "linear_gelu", "mlp", "rms_norm", "softmax", "gelu", "dropout", "rope",
-                          "add", "column_sum")),
+                          "decode", "fused_linear", "sample", "linear_gelu", "mlp", "rms_norm", "softmax", "gelu",
+                          "dropout", "rope", "add", "column_sum")),
     "other training steps": Part(140, ("gpu", "--jobs", "bert_step", "lstm_step", "seq2seq_step")),
     "loss curves": Part(90, ("curves",)),
     "tests": Part(110, smoke=False),

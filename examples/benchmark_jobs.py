@@ -267,7 +267,8 @@ def fused_linear(s):
 
             yield plain(s, f"layer {name}, {B} text{'s' * (B > 1)}", new,
                         lambda *arrays, options=options: kernels.fused_linear(*arrays, **options), function,
-                        s.e * (B * I + O * I + O + B * O * (1 if options else 2)), 2 * B * O * I, terms=I)
+                        s.e * (B * I + O * I + O + (B * O + 2 * I if "norm" in options else 2 * B * O)), 2 * B * O * I,
+                        terms=I)
 
 
 @job

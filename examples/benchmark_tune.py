@@ -172,8 +172,9 @@ def search_all(kernels, seconds, pool):
         old, new, before, after = search(kernel, clock, time.perf_counter() + left / (len(kernels) - i), pool)
         if new is not old:
             path = Path(configs.__file__)
-            path.write_text(replaced(path.read_text(encoding="utf-8"), old, new), encoding="utf-8")
-            configs.TABLE.insert(configs.TABLE.index(old), new)
+            place, rows = configs.TABLE.index(old), [*smaller(old, new[1]), new]
+            path.write_text(replaced(path.read_text(encoding="utf-8"), old, *rows), encoding="utf-8")
+            configs.TABLE[place:place] = rows
             found.append({"kernel": kernel, "old": old[-1], "new": new[-1],
                           "microseconds": [before if before < math.inf else None, after]})
             print(f"{kernel}: {before:.0f} -> {after:.0f} us, written into configs.py: {new[-1]}", flush=True)
@@ -183,15 +184,22 @@ def search_all(kernels, seconds, pool):
     return {"card": torch.cuda.get_device_name(), "changes": found}
 
 
-def replaced(source, old, new):
-    """The source of configs.py with the row `new` in place of `old`, or before it if `old` is for other cards too."""
+def smaller(old, gpu):
+    """If `old` is for other cards, too: such rows for smaller sizes, as rows of this one, which would hide them."""
+    return [] if old[1] == gpu else [(row[0], gpu, *row[2:]) for row in configs.TABLE
+                                     if row[:3] == old[:3] and row[3] < old[3]]
+
+
+def replaced(source, old, *new):
+    """The source of configs.py with new rows in place of `old`, or before it if `old` is for other cards too."""
     table = next(node.value for node in ast.parse(source).body if isinstance(node, ast.Assign)
                  and node.targets[0].id == "TABLE")
     place = next(node for node in table.elts if value_of(node) == old)
     lines = source.split("\n")
-    if old[:2] == new[:2]:
+    if old[:2] == new[-1][:2]:
         del lines[place.lineno - 1:place.end_lineno]
-    return "\n".join([*lines[:place.lineno - 1], *text_of(new), *lines[place.lineno - 1:]])
+    text = [line for row in new for line in text_of(row)]
+    return "\n".join([*lines[:place.lineno - 1], *text, *lines[place.lineno - 1:]])
 
 
 def value_of(node):

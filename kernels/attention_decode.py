@@ -11,7 +11,7 @@ so keys and values are read once; their queries are the rows of one tile.
 
 A step of writing puts its new keys and values into the cache first. That needs no launch of its own: the program into
 whose stretch they fall does it, before it reads. How many positions the cache holds stands in the GPU's memory, so that
-a recorded step (graph.py) can be played back for the next token; programs behind the end have nothing to do.
+a recorded step (graph.py) can be played back for the next token; programs behind the end write an empty part.
 
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr     as in attention.py
     start_ptr, end_ptr     row b sees the keys from start[b] on (None: from 0), up to end[b]; any strides, also 0
@@ -148,7 +148,8 @@ def forward(q, k, v, start, end, out, lse, group, sizes, numbers, new=(None, Non
     limit_strides = tuple(0 if x is None else x.stride(0) for x in (start, end))
     attention_decode_kernel[(parts, B * key_heads)](
         q, k, v, start, end, *new, partial, counted, out, lse, key_heads, group, sizes, strides, new_strides,
-        limit_strides, numbers, ROWS=rows, PARTS=triton.next_power_of_2(parts), HEAD_SIZE=D, BLOCK_D=block_d(D), **config)
+        limit_strides, numbers, ROWS=rows, PARTS=triton.next_power_of_2(parts), HEAD_SIZE=D, BLOCK_D=block_d(D),
+        **config)
 
 
 def cached_attention(q, k, v, k_cache, v_cache, position, key_start=None):

@@ -21,7 +21,8 @@ up to 127 loses anything in 16 bits.
     scale_ptr, bias_ptr            (O,) or None
     norm_weight_ptr, norm_bias_ptr (I,); the second, or both, may be None
     residual_ptr, out_ptr          (N, O) row-major; the first may be None
-    partial_ptr                    (tiles, PARTS, BLOCK_M, BLOCK_N) float32, or None: the parts of each tile
+    partial_ptr, counter_ptr       (tiles, PARTS, BLOCK_M, BLOCK_N) float32: the parts of each tile; (tiles,) zeros;
+                                   both None if there is one part
     NORM                           "none", "layer_norm" or "rms_norm"
     grids                          (ceil(O / BLOCK_O),), and for tiles (ceil(N / BLOCK_M) ceil(O / BLOCK_N), PARTS)
 """

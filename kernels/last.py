@@ -8,7 +8,8 @@ goes on alone, with the parts of the others.
 
 What makes this safe is the order in which memory changes hands:
 - all threads of a program have written before one of them counts (the barrier);
-- who counts publishes what its program wrote, and sees what those have published who counted before ("acq_rel").
+- who counts publishes what its program wrote, and sees what those have published who counted before ("acq_rel");
+- the other threads learn the count behind another barrier, which Triton puts there, and so see it, too.
 The parts are added up in the order of their numbers, not of their arrival: the result is the same each time.
 
 Triton's interpreter runs the programs one after another, in order, so it tests the arithmetic of this but not the
@@ -35,13 +36,16 @@ def comes_last(counter_ptr, n):
 
 
 def counters(n):
-    """At least n counters, (n,) int32 zeros: the same ones at each call, as each launch leaves zeros behind.
+    """At least n counters, int32 zeros: the same ones at each call, as each launch leaves zeros behind.
 
     They are not runtime.empty()'s, and are never given back: a recorded step remembers where they are. Kernels that use
     them follow one another (one stream); two at the same time would count each other's programs.
     """
     key = runtime.device(), triton.next_power_of_2(n)
     if key not in _counters:
+        if key[0].type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("counters: a CUDA graph must not make them, since they would be zero only when it runs; "
+                               "run the step once before it is recorded")
         _counters[key] = torch.zeros(key[1], dtype=torch.int32, device=key[0])
     if runtime.INTERPRETED:
         _counters[key].zero_()          # whom an exception or Ctrl-C has stopped half-way has left something else

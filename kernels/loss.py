@@ -15,11 +15,11 @@ registers, so the row stays there. Rows that are too long for that take the form
 
 A thread reads eight numbers at once where they are 16 bytes that begin at a multiple of 16, and one by one elsewhere,
 which takes eight times as many instructions. A row of 50,257 begins anywhere. So its body, from the first such border
-to the last, is read in whole vectors; the ends, at most seven numbers before and seven behind, are a block of their own.
+to the last, is read in whole vectors; the ends, up to seven numbers before and seven behind, are a block of their own.
 
     logits_ptr, dlogits_ptr   (N, stride), maybe the same array: a row's V logits, then dead columns up to a multiple of
-                   64. Loads run over whole rows, so that each thread reads 16 aligned bytes; the dead columns are
-                   masked by value instead, and their gradient is 0. stride = V where there are none
+                   64. Loads run over whole rows; the dead columns are masked by value instead, and their gradient is
+                   0. stride = V where there are none
     targets_ptr (N,) integers, losses_ptr (N,) float32
     GRADIENT       whether dlogits is written.  SMOOTH: whether smoothing is not 0
     RAGGED         whether rows begin elsewhere than at 16 bytes; they have no dead columns then
@@ -143,6 +143,7 @@ def cross_entropy_kernel(logits_ptr, dlogits_ptr, targets_ptr, losses_ptr, n_voc
     loss = loss_of(m, l, target_logit, sum_of_logits, target, n_vocabulary, ignore_index, smoothing)
     tl.store(losses_ptr + row, loss)
     if GRADIENT:
+        tl.debug_barrier()      # dlogits may be logits: all threads have read the target's logit
         share = tl.where(counts, 1.0 / l, 0.0)
         floor = tl.where(counts, smoothing / n_vocabulary, 0.0)
         for i in tl.static_range(PIECES):
@@ -261,10 +262,11 @@ def _losses(logits, dlogits, targets, vocabulary, ignore_index, smoothing, gradi
     n_rows, stride = logits.shape
     losses = runtime.empty((n_rows,))
     numbers = (vocabulary, stride, ignore_index, float(smoothing))
-    ragged = stride % VECTOR.value != 0
+    ragged = stride % 16 != 0           # Triton looks at no other divisor
     if n_rows and logits.element_size() == 2 and stride <= IN_REGISTERS:
-        pieces = max(0, stride - 2 * VECTOR.value if ragged else stride - 1) // PIECE
-        last = triton.next_power_of_2(stride - pieces * PIECE)
+        shortest, longest = (max(0, stride - 7), stride // 8 * 8) if ragged else (stride - 1, stride)   # body
+        pieces = shortest // PIECE
+        last = triton.next_power_of_2(max(1, longest - pieces * PIECE))
         cross_entropy_kernel[(n_rows,)](logits, dlogits, targets, losses, *numbers, GRADIENT=gradient,
                                         SMOOTH=smoothing > 0, RAGGED=ragged, PIECES=pieces, PIECE=PIECE, LAST=last,
                                         num_warps=16 if stride > 8192 else 4)

@@ -20,8 +20,8 @@ register on the way from memory to the tensor cores. Two more things keep those 
 A matrix fits if its rows start at multiples of 16 bytes.
 
 A weight gradient, dW = dout^T x, has few tiles and a very long inner axis, all tokens of the batch. For GPT-2's 3072 x
-768 weights there are 72 tiles for 132 multiprocessors. So the inner axis is cut into parts (*split-K*), and each program
-adds what it has found to zeros in memory, in whatever order: the last digits may differ from run to run
+768 weights there are 72 tiles for 132 multiprocessors. So the inner axis is cut into parts (*split-K*), and each
+program adds what it has found to zeros in memory, in whatever order: the last digits may differ from run to run
 (runtime.deterministic: product.py). Few parts cost little to add, many come out even, so that no multiprocessor waits
 for another. Both in one: the first tiles are cut into few parts, whole rounds of them for all programs, and those that
 are left into many (shares_of): 66 of the 72 tiles into 2, the other 6 into 22.
@@ -42,7 +42,7 @@ from . import configs, runtime
 from .activation import gelu_tanh, gelu_tanh_slope
 from .matmul import tile_of
 
-EDGES = 16      # steps along K that it takes as long as to begin and to end a part: 8 to 21, say three sizes on an H200
+EDGES = 16      # as many steps along K as it takes to begin and to end a part; three sizes on an H200 say 8 to 21
 
 
 @triton.jit
@@ -83,11 +83,11 @@ def matmul_tma_kernel(a_desc, b_desc, bias_ptr, pre_desc, out_desc, M, N, K, LAY
 
 
 @triton.jit(do_not_specialize=["K", "n_first", "first_tiles", "first_part", "other_tiles", "other_part"])
-def weight_gradient_kernel(a_desc, b_desc, out_desc, M, N, K, n_first, first_tiles, first_part, other_tiles, other_part,
-                           LAYOUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-                           GROUP_M: tl.constexpr, FLATTEN: tl.constexpr):
-    """out += a b, in float32. The first tiles are n_first jobs, each `first_part` steps along K; the others are cut into
-    jobs of other_part. (other_tiles is 1 where there are none.)
+def weight_gradient_kernel(a_desc, b_desc, out_desc, M, N, K, n_first, first_tiles, first_part, other_tiles,
+                           other_part, LAYOUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+                           BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, FLATTEN: tl.constexpr):
+    """out += a b, in float32. The first tiles are n_first jobs, each first_part long along K; the others are cut into
+    jobs that are other_part long. (other_tiles is 1 where there are none.)
     """
     n_jobs = n_first + (tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N) - first_tiles) * tl.cdiv(K, other_part)
     for job in tl.range(tl.program_id(0), n_jobs, tl.num_programs(0), flatten=FLATTEN):

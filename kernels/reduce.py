@@ -148,7 +148,7 @@ def sum_rows(x, into=None):
 
 
 def sum_rows_of_two(x, into=(None, None)):
-    """Column sums of two arrays in one go: (2, rows, C) -> two of (C,), float32; added to the two of `into`, or fresh."""
+    """Column sums of two arrays in one go: (2, rows, C) -> two of (C,), float32; added to `into`, or fresh."""
     if (into[0] is None) is not (into[1] is None):
         return sum_rows(x[0], into[0]), sum_rows(x[1], into[1])
     _, n, inner = x.shape

@@ -11,20 +11,24 @@ token may be:
                k-th best of the maxima, so those below it are out. For k = 50 hardly more than 50 tokens stay.
     top-p      Tokens less likely than (1 - p) / V have less than 1 - p together, so the others have more than p.
 
-In the second launch, each program writes down what is left of its BLOCK, and whoever comes last (last.py) chooses among
-these shortlists alone (shortlist.py). So the survey changes no result, only the time. Where nothing is left out, each
-program draws, and the last one compares.
+In the second launch, each program writes down what is left of as many tokens, and whoever comes last (last.py) chooses
+among these shortlists alone (shortlist.py). So the survey changes no result, only the time. Where nothing is left out,
+each program draws, and the last one compares. Tokens are dealt out in groups here: those with small numbers are the
+frequent ones in most vocabularies, and one long shortlist would keep the last program waiting.
 
     logits_ptr     (B, V) with rows `stride` apart
-    maxima_ptr     (B, parts, BLOCK / GROUP) float32; peaks_ptr (B, parts, 2) float32: the maximum and e^score of a part
-    survey_ptr     (B, 3) float32: the best logit, how far below it may be what is kept, and the e^score of all
+    maxima_ptr     (B, parts, BLOCK / GROUP) float32
+    peaks_ptr      (B, parts, 2) float32: the maximum of a part, and the sum of its e^score, measured from there
+    survey_ptr     (B, 3) float32: the best logit; what has to be added to it for the least that may be kept, which is
+                   negative, or minus infinity; the sum of all e^score
     short_z_ptr, short_tokens_ptr     (B, parts, LIST) float32 and int32; LIST is BLOCK, or 1 where nothing is left out
     lengths_ptr    (B, parts) int32
+    counter_ptr    (B,) zeros
     rng_ptr        (2,) seed and step
     out_ptr        (B,) int64
     top_k          V: all.  top_p: 1 or more: all.  lowest: log(min_p), the least score that is kept
     CUT            whether top_k or top_p leaves anything out.  PARTS: the parts, rounded up
-    grid           (parts, B)
+    grid           (B, parts)
 """
 
 import math
@@ -47,7 +51,7 @@ PLACES = 2048       # of all shortlists together, looked at at once: few, so tha
 @triton.jit
 def survey_kernel(logits_ptr, stride, maxima_ptr, peaks_ptr, counter_ptr, survey_ptr, n_vocabulary, temperature, top_k,
                   top_p, GROUP: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr):
-    part, n_parts, row = tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64)
+    row, part, n_parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     GROUPS: tl.constexpr = BLOCK // GROUP
     tokens = part * BLOCK + tl.arange(0, GROUPS)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     z = tl.load(logits_ptr + row * stride + tokens, mask=tokens < n_vocabulary, other=float("-inf")).to(tl.float32)
@@ -113,6 +117,12 @@ def greedy_kernel(logits_ptr, stride, out_ptr, n_vocabulary, BLOCK: tl.constexpr
 
 
 @triton.jit
+def dealt(places, part, n_parts, GROUP: tl.constexpr):
+    """The tokens at these places of a part, if all tokens are dealt out to the parts in groups, like cards."""
+    return (places // GROUP * n_parts + part) * GROUP + places % GROUP
+
+
+@triton.jit
 def draw(lists, top, temperature, low, mass, rng_ptr, site, first_quad, n_vocabulary, top_k, top_p, lowest,
          PLACES: tl.constexpr):
     """The token that wins among those of the shortlists that are kept."""
@@ -133,14 +143,15 @@ def draw(lists, top, temperature, low, mass, rng_ptr, site, first_quad, n_vocabu
 @triton.jit
 def sample_kernel(logits_ptr, stride, survey_ptr, short_z_ptr, short_tokens_ptr, lengths_ptr, counter_ptr, rng_ptr,
                   out_ptr, n_vocabulary, site, temperature, top_k, top_p, lowest, CUT: tl.constexpr,
-                  LIST: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, PLACES: tl.constexpr):
-    part, n_parts, row = tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64)
+                  LIST: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
+                  PLACES: tl.constexpr):
+    row, part, n_parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     first_quad = row * tl.cdiv(n_vocabulary, 4)     # token v of row b is element b V' + v, V' a multiple of 4
     short_z_ptr += row * n_parts * LIST
     short_tokens_ptr += row * n_parts * LIST
     lengths_ptr += row * n_parts
     top, reach = tl.load(survey_ptr + row * 3), tl.load(survey_ptr + row * 3 + 1)
-    tokens, parts = part * BLOCK + tl.arange(0, BLOCK), tl.arange(0, PARTS)
+    tokens, parts = dealt(tl.arange(0, BLOCK), part, n_parts, GROUP), tl.arange(0, PARTS)
     z = tl.load(logits_ptr + row * stride + tokens, mask=tokens < n_vocabulary, other=float("-inf")).to(tl.float32)
     if CUT:
         stays = (tokens < n_vocabulary) & ((z == top) | (z - top >= reach))
@@ -148,7 +159,7 @@ def sample_kernel(logits_ptr, stride, survey_ptr, short_z_ptr, short_tokens_ptr,
         tl.store(lengths_ptr + part, n)
     else:
         scores = score(z, top, temperature)
-        bits = random_bits(rng_ptr, site, first_quad + part * (BLOCK // 4) + tl.arange(0, BLOCK // 4))
+        bits = random_bits(rng_ptr, site, first_quad + dealt(tl.arange(0, BLOCK // 4), part, n_parts, GROUP // 4))
         noisy = tl.where((scores >= lowest) & (tokens < n_vocabulary), scores + gumbel(bits), float("-inf"))
         tl.store(short_z_ptr + part, tl.max(noisy, axis=0))
         tl.store(short_tokens_ptr + part, first_of_the_best(noisy, tokens))
@@ -179,15 +190,15 @@ def sample(logits, rng, *, temperature=1.0, top_k=None, top_p=None, min_p=None, 
         return out
     rng = rng if torch.is_tensor(rng) else runtime.from_numpy(rng, "int64")
     top_k, top_p, cut = float(min(top_k or V, V)), float(top_p or 1.0), (top_k or V) < V or (top_p or 1.0) < 1.0
-    temperature = max(temperature, 1e-30)       # colder changes no draw, and float32 would take it for 0
+    temperature = max(float(temperature), 1e-30)       # colder changes no draw, and float32 would take it for 0
     parts = triton.cdiv(V, block)
-    tiles = {"BLOCK": block, "PARTS": triton.next_power_of_2(parts), "num_warps": 16}
+    tiles = {"GROUP": GROUP, "BLOCK": block, "PARTS": triton.next_power_of_2(parts), "num_warps": 16}
     survey, counted = runtime.empty((B, 3)), counters(B)
-    survey_kernel[(parts, B)](logits, logits.stride(0), runtime.empty((B, parts, block // GROUP)),
-                              runtime.empty((B, parts, 2)), counted, survey, V, temperature, top_k, top_p, GROUP=GROUP,
+    survey_kernel[(B, parts)](logits, logits.stride(0), runtime.empty((B, parts, block // GROUP)),
+                              runtime.empty((B, parts, 2)), counted, survey, V, temperature, top_k, top_p,
                               **tiles)
     shortlists = (runtime.empty((B, parts, block if cut else 1), dtype) for dtype in (torch.float32, torch.int32))
-    sample_kernel[(parts, B)](logits, logits.stride(0), survey, *shortlists, runtime.empty((B, parts), torch.int32),
+    sample_kernel[(B, parts)](logits, logits.stride(0), survey, *shortlists, runtime.empty((B, parts), torch.int32),
                               counted, rng, out, V, site, temperature, top_k, top_p,
                               math.log(min_p) if min_p else -2000.0, CUT=cut, LIST=block if cut else 1,
                               PLACES=max(PLACES, tiles["PARTS"]), **tiles)

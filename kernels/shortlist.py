@@ -5,7 +5,7 @@ by bisection on its bits: floats, once the bits of negative ones are flipped, or
 many tokens are better than this?" pin it down exactly. Top-p asks for the probability of the better tokens instead of
 their number. Of the tokens that have exactly this score, the first ones are kept, as many as still fit.
 
-Nor are 50,000 tokens asked 32 times, but some shortlists (sample.py says who is left out of them): a tuple
+The questions do not go to 50,000 tokens, but to shortlists (sample.py says who is left out of them): a tuple
 
     z_ptr, tokens_ptr      where they are: logits in float32, tokens in int32
     lengths, apart         (PARTS,) how long each is; how far one begins behind the one before
@@ -45,7 +45,7 @@ def middle_of(low, high):
 
 @triton.jit
 def kth_largest(values, k):
-    """Of a block in registers, by bisection: the float that fewer than k are above."""
+    """Of a block in registers, by bisection: the smallest float that fewer than k are above."""
     keys = key_of(values)
     low, high = tl.min(keys, axis=0), tl.max(keys, axis=0)
     while low < high:
@@ -92,7 +92,7 @@ def weigh_above(lists, top, temperature, key, MASS: tl.constexpr, PLACES: tl.con
 
 @triton.jit
 def threshold(lists, top, temperature, low, high, budget, MASS: tl.constexpr, PLACES: tl.constexpr):
-    """The smallest key, from low to high, of which the entries above weigh less than the budget; and what they weigh."""
+    """The smallest key, from low to high, above which the entries weigh less than the budget; and what they weigh."""
     while low < high:
         middle = middle_of(low, high)
         enough = weigh_above(lists, top, temperature, middle, MASS, PLACES) < budget
@@ -135,7 +135,7 @@ def count_equals(lists, top, temperature, key, token, PLACES: tl.constexpr):
 
 @triton.jit
 def last_equal(lists, top, temperature, key, equals, n_vocabulary, PLACES: tl.constexpr):
-    """The token up to which `equals` entries have this key, by bisection; n_vocabulary if there are no more than that."""
+    """The token up to which `equals` entries have this key, by bisection; n_vocabulary if no more have it."""
     all_fit = count_equals(lists, top, temperature, key, n_vocabulary, PLACES) <= equals
     low, high = tl.where(all_fit, n_vocabulary, 0), n_vocabulary
     while low < high:

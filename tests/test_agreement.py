@@ -158,7 +158,7 @@ def test_the_kernels_for_hopper(op, sizes, multiprocessors, same_order, monkeypa
 
 
 def test_a_weight_gradient_in_two_kinds_of_parts(monkeypatch):
-    """Nine tiles for eleven programs: the first five in few parts, the others in more."""
+    """Six tiles for two programs: the first four in two parts, the others in four."""
     monkeypatch.setattr(configs, "architecture", lambda: "sm_90")
     monkeypatch.setattr(matmul_tma, "shares_of", lambda steps, tiles, programs: (tiles - 2, steps // 2, 1))
     check_kernels("linear", MAKERS["linear"](rows=(256,), n_in=264, n_out=264), "bfloat16")

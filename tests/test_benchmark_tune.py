@@ -90,6 +90,14 @@ def test_a_row_of_this_card_is_replaced_and_one_for_many_stays_behind_the_new_on
         assert all(len(line) <= 120 for line in changed.splitlines())
 
 
+def test_a_row_for_this_card_does_not_hide_those_for_smaller_sizes():
+    old = next(row for row in configs.TABLE if row[:4] == ("fused_linear_tiles", "any", "half", 64))
+    (row,) = benchmark_tune.smaller(old, "sm_90")
+    assert row[:4] == ("fused_linear_tiles", "sm_90", "half", 16) and row[4]["BLOCK_M"] == 16
+    changed = table_in(benchmark_tune.replaced(SOURCE, old, row, ("fused_linear_tiles", "sm_90", *old[2:])))
+    assert changed.index(row) + 1 == changed.index(("fused_linear_tiles", "sm_90", *old[2:])) < changed.index(old)
+
+
 def test_every_kernel_to_tune_is_in_the_table_and_its_rows_are_in_the_benchmark():
     for kernel, (_, job, _) in benchmark_tune.TRIALS.items():
         assert any(row[0] == kernel for row in configs.TABLE) and job in benchmark_tune.JOBS

@@ -24,7 +24,8 @@ from strategies import MAKERS  # noqa: E402
 
 FILES = [importlib.import_module("tinyllm.kernels." + name) for name in (
     "activation attention attention_decode attention_gradients attention_tiles dropout elementwise embedding "
-    "fused_linear last linear loss map matmul matmul_tma norm optim random recurrent reduce rope sample shortlist softmax").split()]
+    "fused_linear last linear loss map matmul matmul_tma norm optim random recurrent reduce rope sample shortlist "
+    "softmax").split()]
 
 
 def agrees(op, dtype="float32", **sizes):
@@ -184,7 +185,8 @@ MISTAKES = [    # what went wrong, kernel or helper, old, new, the check that se
      bytes_of((9,))),
     ("an overhang in the variance", "statistics", "tl.where(first + ins < n_in, x - mean, 0.0)", "x - mean",
      around((2,), norm="layer_norm")),
-    ("a norm without its bias", "fused_linear_rows_kernel", "* gain + shift", "* gain", around((2,), norm="layer_norm")),
+    ("a norm without its bias", "fused_linear_rows_kernel", "* gain + shift", "* gain",
+     around((2,), norm="layer_norm")),
     ("a part that nobody adds", "fused_linear_tiles_kernel", "tl.static_range(PARTS)", "tl.static_range(PARTS - 1)",
      around((9,), 300)),
     ("parts that overlap", "fused_linear_tiles_kernel", "range(part * stretch, ", "range(part * stretch // 2, ",

@@ -288,8 +288,8 @@ def test_cross_entropy_past_2_31():
     loss.naive_cross_entropy_kernel[(1,)](logits, logits, targets, losses, 3, *numbers, GRADIENT=False, BLOCK_ROWS=4,
                                           BLOCK_COLUMNS=16)
     near(losses, expected)
-    loss.cross_entropy_kernel[(3,)](logits, logits, targets, losses, *numbers, GRADIENT=True, SMOOTH=False, RAGGED=False,
-                                    PIECES=0, PIECE=16, LAST=8)
+    loss.cross_entropy_kernel[(3,)](logits, logits, targets, losses, *numbers, GRADIENT=True, SMOOTH=False,
+                                    RAGGED=False, PIECES=0, PIECE=16, LAST=8)
     near(losses, expected)
     assert (logits.float().sum(1).abs() < 0.02).all()      # a row's gradient sums to zero
 
