@@ -234,6 +234,21 @@ def test_loading_draws_nothing_and_wants_no_memory(tmp_path):
     assert_same_weights(loaded, model)
 
 
+def test_numbers_across_word_borders_are_read_past_the_map(tmp_path):
+    """GPT-2's published file begins its data at 3 mod 4. A copy of what is mapped would be in memory besides the map."""
+    model = GPT(GPTConfig(vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2))
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    content = file.read_bytes()
+    n = int.from_bytes(content[:8], "little")
+    file.write_bytes((n + 3).to_bytes(8, "little") + content[8:8 + n] + b"   " + content[8 + n:])
+    tensors = open_tensors(file)
+    for name, stored in tensors.items():
+        numbers = stored.read()
+        assert stored.offset % 4 == 3 and numbers.flags.aligned and not np.shares_memory(numbers, stored.map), name
+    assert_same_weights(GPT.from_pretrained(tmp_path), model)
+
+
 def test_a_loaded_model_learns_and_is_kept(gpt2, tmp_path):
     """As one that was built with the same numbers: steps, a checkpoint before and after, and back into its folder."""
     loaded, before = GPT.from_pretrained(gpt2), (gpt2 / "model.safetensors").read_bytes()

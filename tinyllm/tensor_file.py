@@ -45,13 +45,16 @@ class StoredTensor:
     def read(self):
         """The numbers as float32, of this shape: for F32 a view of the map, for other floats a widened copy.
 
+        Old files, such as that of GPT-2, do not pad the header, so that numbers lie across word borders, where BLAS cannot
+        use them: these are read into memory of their own, past the map, which would stay in memory besides.
+
         ValueError if the tensor holds no floating-point numbers.
         """
         if self.dtype not in FLOATS:
             raise ValueError(f"{self.path}: {self.name} is stored as {self.dtype}; weights can be read from "
                              f"{', '.join(FLOATS)}, so convert the model to one of them first")
         stored = np.dtype(FLOATS[self.dtype])
-        if self.dtype == "F32":
+        if self.dtype == "F32" and self.offset % stored.itemsize == 0:
             array = self.map[self.offset:self.offset + self.size].view(stored)
         else:
             array = np.fromfile(self.path, stored, self.size // stored.itemsize, offset=self.offset)
@@ -59,8 +62,7 @@ class StoredTensor:
             array = array.astype("<u4")
             array <<= 16                                                    # the lower half of each number is zero
             array = array.view("<f4")
-        # Old files do not pad the header, so that numbers lie across word borders, where BLAS cannot use them: "A".
-        return np.require(array, np.float32, "A").reshape(self.shape)
+        return array.astype(np.float32, copy=False).reshape(self.shape)
 
 
 def open_tensors(path):

@@ -16,7 +16,7 @@ def linear_forward(x, weight, bias=None, *, needs=(True, True, True)):
     x (..., I), weight (O, I), bias (O,) or None -> (..., O)
     """
     out = memory.empty(x.shape[:-1] + weight.shape[:1], x.dtype)    # (..., O)
-    if len(rows(x)) == 1:               # a weight takes about a third of the time of an element operation (threads.py)
+    if len(rows(x)) == 1 and by_dot(weight):    # a weight takes about a third of an element operation (threads.py)
         in_parallel(lambda part: multiply(rows(x), weight[part], rows(out)[:, part]), len(weight), weight.size // 3)
     else:
         multiply(rows(x), weight, rows(out))
@@ -30,14 +30,22 @@ def multiply(x, weight, out):
 
     With a single row, as in writing token by token, each weight is used once, and time is what it takes to read them.
     np.vecdot, BLAS's dot product for each row of the weights, reads GPT-2's head at 25 GB/s on one core of an AMD EPYC,
-    BLAS's product of a matrix and a vector at 10. That one likes it the other way round, rows of weights stored as
-    columns; but a copy of the head, laid out like that, came to 22 GB/s. A second core helps with large matrices only:
-    waking it takes as long as reading half a million weights.
+    BLAS's product of a matrix and a vector at 10. A second core helps with large matrices only: waking it takes as long
+    as reading half a million weights.
+
+    BLAS likes it the other way round, rows of weights stored as columns, as in GPT-2's published files: with its own
+    two threads, which are awake still from the last product, it reads a block's four matrices at 24 to 32 GB/s there,
+    with one at 18 to 25. (A copy of the head, laid out like that, came to 22.)
     """
-    if len(x) == 1 and weight.strides[1] == weight.itemsize:
+    if len(x) == 1 and by_dot(weight):
         np.vecdot(weight, x[0], out=out[0])
     else:
         np.matmul(x, weight.T, out=out)
+
+
+def by_dot(weight):
+    """Whether a row of weights, which makes one output, is stored as a row."""
+    return weight.strides[1] == weight.itemsize
 
 
 def linear_backward(dout, saved, into=(None, None, None)):
