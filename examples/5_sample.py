@@ -31,7 +31,9 @@ FLAGS = {       # the options of tinyllm.generate that are one number: tinyllm/o
     "min_p": (float, "draw among those that are at least min-p times as likely as the likeliest"),
     "repetition_penalty": (float, "above 1: tokens that occurred become less likely"),
     "no_repeat_ngram_size": (int, "so many tokens in a row occur only once"),
+    "max_length": (int, "how long a text may get, the prompt included; instead of --max-new-tokens"),
     "min_new_tokens": (int, "a text does not end before; needs a model that knows how a text ends"),
+    "min_length": (int, "the same, the prompt included"),
     "num_beams": (int, "search for the likeliest text with so many beams, instead of drawing"),
     "length_penalty": (float, "for beams; above 1: rather long texts, below: short ones"),
     "seed": (int, "another number, another text (default: 0)"),
@@ -51,6 +53,8 @@ def arguments():
                         help="for beams: stop as soon as there are enough texts; never: only when none can be better")
     parser.add_argument("--stop", action="append", dest="stop_strings", metavar="TEXT",
                         help="end a text with these characters; may be repeated")
+    for name, meaning in (("stop", "end a text with one of these ids"), ("suppress", "never write one of these ids")):
+        parser.add_argument(f"--{name}-tokens", nargs="+", type=int, metavar="ID", help=meaning)
     parser.add_argument("--int8", action="store_true", help="round the matrices to a byte per number: less to read")
     parser.add_argument("--backend", choices=["numpy", "triton"], default="numpy", help="which path computes")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32",
@@ -63,7 +67,8 @@ def arguments():
 
 def options(args, model, tokenizer):
     """The options of generate(): what was asked for, and for the rest what suits the model."""
-    names = ["max_new_tokens", "num_return_sequences", *FLAGS, "early_stopping", "stop_strings"]
+    names = ["max_new_tokens", "num_return_sequences", *FLAGS, "early_stopping", "stop_strings", "stop_tokens",
+             "suppress_tokens"]
     asked = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if hasattr(model, "read_source"):                       # an encoder-decoder
         usual = {"max_new_tokens": 100, "temperature": 0}
@@ -73,6 +78,8 @@ def options(args, model, tokenizer):
         usual = {"max_new_tokens": 400, "temperature": 0.8, "top_k": 50}
     if asked.get("num_beams", 1) > 1:                       # beams draw nothing
         usual = {"max_new_tokens": usual["max_new_tokens"]}
+    if "max_length" in asked:
+        del usual["max_new_tokens"]
     ends = ends_of(model.config, getattr(model, "settings", {}))
     return {"seed": 0, "stop_tokens": ends, "tokenizer": tokenizer, **usual, **asked}
 
@@ -99,17 +106,22 @@ class Text:
         return new
 
 
-def in_int8(model, tokenizer):
-    """The model with its matrices in int8. Of a language model, it is printed what the rounding costs."""
+def in_int8(model, tokenizer, prompt, ends):
+    """The model with its matrices in int8; it is printed what the rounding costs."""
     small = tinyllm.quantized(model)
-    if not hasattr(model, "read_source"):       # else it takes pairs of texts: tinyllm.quantize.losses(model, *batch)
+    if hasattr(model, "read_source"):           # an encoder-decoder: what it answers
+        source = np.array([prompt])
+        batch = source, tinyllm.generate(model, source, 50, temperature=0, stop_tokens=ends)[:, 1:]
+        what = "that it answers in float32"
+    elif hasattr(model.config, "n_positions"):
         known, n = getattr(tokenizer, "characters", None), min(model.config.n_positions, 512)
         sample = "".join(c for c in text.default_corpus()[-10_000:] if known is None or c in known)
         ids = np.array([tinyllm.model_input(model, tokenizer, sample, ())[-n - 1:]])
-        with tinyllm.no_grad():
-            before, after = (metrics.perplexity(m.loss(ids[:, :-1], ids[:, 1:]).item()) for m in (model, small))
-        print(f"int8: a perplexity of {after:.3f} instead of {before:.3f} on {ids.shape[1] - 1} tokens of Python's "
-              "own pages; on any text, see 15_perplexity.py --int8", file=sys.stderr)
+        batch, what = (ids[:, :-1], ids[:, 1:]), "of Python's own pages; on any text, see 15_perplexity.py --int8"
+    else:
+        return small                            # no model that writes, as stream() will say
+    before, after = map(metrics.perplexity, tinyllm.quantize.losses(model, *batch))
+    print(f"int8: a perplexity of {after:.3f} instead of {before:.3f} on {batch[1].size} tokens {what}", file=sys.stderr)
     return small
 
 
@@ -119,17 +131,18 @@ def main():
     n_parameters, answers = model.num_parameters(), hasattr(model, "read_source")
     if args.backend == "triton":
         model.to(args.backend, args.dtype)
-    if args.int8:
-        model = in_int8(model, tokenizer)
     o = options(args, model, tokenizer)
     copies, beams = o.get("num_return_sequences", 1), o.get("num_beams", 1) > 1
     ids = tinyllm.model_input(model, tokenizer, args.prompt)
+    if args.int8:
+        model = in_int8(model, tokenizer, ids, o["stop_tokens"])
+    most = o["max_new_tokens"] if "max_new_tokens" in o else max(0, o["max_length"] - (1 if answers else len(ids)))
     beginning, seen = ("", []) if answers else (args.prompt, ids)
     texts = [Text(beginning, seen, **o) for _ in range(copies)]
-    print(f"{n_parameters:,} parameters; {copies} x {o['max_new_tokens']} tokens at most, a few seconds with a small "
+    print(f"{n_parameters:,} parameters; {copies} x {most} tokens at most, a few seconds with a small "
           f"model on a laptop{'; beams show nothing before the end' if beams else ''}.", file=sys.stderr)
     context = getattr(model.config, "n_positions", None)
-    if context and not answers and len(ids) + o["max_new_tokens"] > context:
+    if context and not answers and len(ids) + most > context:
         print(f"It sees {context} tokens at once; in a longer text, the last half of them or more.",
               file=sys.stderr)
         warnings.filterwarnings("ignore", "the text has outgrown")      # said now, not in the middle of the text

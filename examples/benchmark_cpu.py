@@ -8,7 +8,7 @@
 
 Weights in int8 are a quarter of the bytes, but nothing in NumPy multiplies bytes: to widen a weight (0.10 ns on an AMD
 EPYC) and multiply it (0.06) takes a core as long as to read it as a float (0.16). One core needs 1.15 times as long as
-with float32. Two cores share the memory, but not the work on it: 0.87 to 0.97 times as long. Slower, in times per
+with float32. Two cores share the memory, but not the work on it: 0.87 to 0.98 times as long. Slower, in times per
 weight: pieces of 32,768 or 131,072 weights (1.6 and 1.4) instead of 524,288, np.einsum on bytes (2.4), and all of
 GPT-2's head in one piece (3.4). No faster: a buffer of one's own for the floats, and pieces of a million.
 """

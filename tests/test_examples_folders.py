@@ -124,6 +124,30 @@ def test_int8_is_written_with_and_its_cost_printed(published, monkeypatch, print
     assert f"int8: a perplexity of {after:.3f} instead of {before:.3f} on 40 tokens" in out and after != before
 
 
+def test_int8_of_an_encoder_decoder_is_judged_by_its_own_answer(published, monkeypatch, printed):
+    model, tokenizer = tinyllm.load(published / "t5")
+    source = np.array([tinyllm.model_input(model, tokenizer, "The")])
+    answer = tinyllm.generate(model, source, 50, temperature=0, stop_tokens=model.settings["eos_token_id"])[:, 1:]
+    before, after = map(np.exp, tinyllm.quantize.losses(model, source, answer))
+    monkeypatch.setattr(sys, "stderr", sys.stdout)
+    out = printed("5_sample.py", published / "t5", "--prompt", "The", "--tokens", 3, "--int8")
+    assert f"int8: a perplexity of {after:.3f} instead of {before:.3f} on {answer.size} tokens that it answers" in out
+
+
+def test_lengths_and_tokens_can_be_asked_for(published, printed):
+    """--max-length counts the prompt; --stop-tokens and --suppress-tokens take ids."""
+    model, tokenizer = tinyllm.load(published / "gpt2")
+    ids = tokenizer.encode("The")
+    how = dict(temperature=0, min_length=len(ids) + 2, suppress_tokens=[3, 4])
+    free = tinyllm.generate(model, ids, max_length=len(ids) + 8, stop_tokens=(), **how | {"min_length": 0})[0]
+    end = int(free[-3])
+    row = tinyllm.generate(model, ids, max_length=len(ids) + 8, stop_tokens=[end], **how)[0]
+    text, = written([row], ids, published / "gpt2", tokenizer)
+    out = printed("5_sample.py", published / "gpt2", "--prompt", "The", "--temperature", 0, "--copies", 1, "--max-length",
+                  len(ids) + 8, "--min-length", len(ids) + 2, "--suppress-tokens", 3, 4, "--stop-tokens", end)
+    assert out == text.removesuffix(tokenizer.decode([end])) + "\n" and len(row) < len(free)
+
+
 def test_both_paths_write_the_same(trained, printed):
     """On the GPU, or in Triton's interpreter."""
     pytest.importorskip("triton", reason="the Triton path needs triton, which exists for Linux only")

@@ -163,6 +163,10 @@ def test_wrong_requests_are_explained():
     for prompt in ("hello", [0.5, 1.5]):
         with pytest.raises(ValueError, match="the prompt must be token ids, not .*tokenizer.encode"):
             generate(gpt, prompt, 3)
+    for name, ids in (("stop_tokens", "a"), ("suppress_tokens", "ab"), ("stop_tokens", [1.5])):
+        with pytest.raises(ValueError, match=f"generate: {name} must be token ids, not .*encode"):
+            generate(gpt, [1], 3, **{name: ids})
+    assert 0 not in generate(gpt, [1], 8, suppress_tokens=0, seed=1)
     for copies in (0, -1):
         with pytest.raises(ValueError, match=f"num_return_sequences must be at least 1, not {copies}"):
             generate(gpt, [1], 3, num_return_sequences=copies)

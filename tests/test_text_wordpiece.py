@@ -173,7 +173,7 @@ def test_decoding_gives_back_the_words(sample_tokenizer, text):
 
 def test_known_words_come_back(sample_tokenizer):
     text = "the lowest cat, lower café"
-    assert sample_tokenizer.decode(sample_tokenizer.encode(text)) == "the lowest cat , lower cafe"
+    assert sample_tokenizer.decode(sample_tokenizer.encode(text)) == "the lowest cat, lower cafe"
 
 
 def test_special_tokens(by_hand):

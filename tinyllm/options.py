@@ -66,6 +66,11 @@ class Options:
         need(all(self.stop_strings), "an empty stop string would end every text at once; leave it out")
         need(not self.stop_strings or hasattr(self.tokenizer, "decode"),
              "stop_strings needs tokenizer=..., to read what the model writes")
+        for name in ("stop_tokens", "suppress_tokens"):
+            ids = getattr(self, name)
+            need(ids is None or not isinstance(ids, str) and all(isinstance(i, Integral) for i in _as_list(ids)),
+                 f"{name} must be token ids, not {ids!r}; a tokenizer's encode() makes them of a string")
+        self.suppress_tokens = tuple(_as_list(self.suppress_tokens))
         need(self.quantize in (None, "int8"), f'quantize must be "int8" or None, not {self.quantize!r}')
         self._check_beams()
 

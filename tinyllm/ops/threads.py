@@ -16,7 +16,7 @@ product; on the EPYC a tenth of a millisecond made C1 another 4 percent faster, 
 
 concurrent.futures.ThreadPoolExecutor does the same with twice as much Python around each job: some 100 microseconds
 from start to end where a queue and a lock take 60. Without it, and with a longer part for the thread that is awake, a
-token of GPT-2 in int8 takes 0.8 times as long, C1 0.95 times, and C2 and an LSTM as long as before (EPYC).
+token of GPT-2 in int8 takes 0.85 times as long, C1 0.95 times, and C2 and an LSTM as long as before (EPYC).
 
 Tried and left out: products cut up by hand among our threads (12 to 15 percent slower than OpenBLAS's own threads, as
 both halves pack the same matrix); more than one thread for jobs of less than a quarter of a millisecond.

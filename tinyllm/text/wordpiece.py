@@ -27,6 +27,8 @@ from .wordpiece_train import SCORES, alphabet, learn_pieces
 
 # Padding; an unknown word; the start of an input (what a classifier looks at); the end of a part; a hidden token.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+CLOSE_UP = {" .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'", " n't": "n't", " 'm": "'m", " do not": " don't",
+            " 's": "'s", " 've": "'ve", " 're": "'re"}
 MAX_WORD_LENGTH = 100  # BERT's: what is longer is no word
 CACHE_WORDS = 1 << 16  # bounds the memory; as in bpe.py, what came first stays
 
@@ -229,11 +231,14 @@ class WordPieceTokenizer(SubwordTokenizer):
     def token_bytes(self, i: int, first: bool) -> bytes:
         """Return a space and token ``i``, or what goes on from the token before it, without "##".
 
-        So decoding puts spaces before commas, say: where a text had none is not known any more.
+        Where a text had spaces is not known any more. As in Hugging Face's library, there are none before the signs and
+        English endings in CLOSE_UP; before others there are, as in "it ' s ( so )".
         """
         token = self.vocabulary[i]
         if not first:
             token = token[2:] if token.startswith("##") else " " + token
+        for apart, together in CLOSE_UP.items():
+            token = token.replace(apart, together)
         return token.encode("utf-8")
 
     def save(self, folder: str | Path) -> None:
