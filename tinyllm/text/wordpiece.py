@@ -27,6 +27,7 @@ from .wordpiece_train import SCORES, alphabet, learn_pieces
 
 # Padding; an unknown word; the start of an input (what a classifier looks at); the end of a part; a hidden token.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# What decoding closes up, in this order.
 CLOSE_UP = {" .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'", " n't": "n't", " 'm": "'m", " do not": " don't",
             " 's": "'s", " 've": "'ve", " 're": "'re"}
 MAX_WORD_LENGTH = 100  # BERT's: what is longer is no word
