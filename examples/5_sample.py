@@ -120,7 +120,8 @@ def in_int8(model, tokenizer, prompt, ends):
         batch, what = (ids[:, :-1], ids[:, 1:]), "of Python's own pages; on any text, see 15_perplexity.py --int8"
     else:
         return small                            # no model that writes, as stream() will say
-    before, after = map(metrics.perplexity, tinyllm.quantize.losses(model, *batch))
+    with tinyllm.no_grad():
+        before, after = (metrics.perplexity(m.loss(*batch).item()) for m in (model, small))
     print(f"int8: a perplexity of {after:.3f} instead of {before:.3f} on {batch[1].size} tokens {what}", file=sys.stderr)
     return small
 

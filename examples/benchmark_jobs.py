@@ -250,25 +250,23 @@ def rope(s):
 @job
 def fused_linear(s):
     """The layers of a block when each text gets one more token, with the norm before them and the sum after them."""
-    C, norm, gelu = s.C, dict(norm="layer_norm"), dict(activation="gelu")
+    C, norm, gelu = s.C, dict(norm="layer_norm"), dict(norm="layer_norm", activation="gelu")
     for B in s.writing[2]:
-        for name, I, O, options in (("c_attn", C, 3 * C, norm), ("c_proj", C, C, {}), ("c_fc", C, 4 * C, norm | gelu),
+        for name, I, O, options in (("c_attn", C, 3 * C, norm), ("c_proj", C, C, {}), ("c_fc", C, 4 * C, gelu),
                                     ("mlp c_proj", 4 * C, C, {})):
             def new(B=B, I=I, O=O, options=options):
-                gains = (1 + s.new(I, scale=0.1), s.new(I)) if "norm" in options else (None, None)
-                return (s.new(B, I), s.new(O, I, scale=I**-0.5), None, s.new(O), *gains,
-                        None if options else s.new(B, O))
+                around = (1 + s.new(I, scale=0.1), s.new(I), None) if options else (None, None, s.new(B, O))
+                return s.new(B, I), s.new(O, I, scale=I**-0.5), None, s.new(O), *around
 
             def function(x, w, _, b, gain, shift, residual, options=options):
-                x = F.layer_norm(x, x.shape[-1:], gain, shift) if "norm" in options else x
-                out = F.linear(x, w, b)
-                return F.gelu(out, approximate="tanh") if "activation" in options else out if residual is None \
-                    else residual + out
+                if not options:
+                    return residual + F.linear(x, w, b)
+                out = F.linear(F.layer_norm(x, x.shape[-1:], gain, shift), w, b)
+                return F.gelu(out, approximate="tanh") if "activation" in options else out
 
             yield plain(s, f"layer {name}, {B} text{'s' * (B > 1)}", new,
                         lambda *arrays, options=options: kernels.fused_linear(*arrays, **options), function,
-                        s.e * (B * I + O * I + O + (B * O + 2 * I if "norm" in options else 2 * B * O)), 2 * B * O * I,
-                        terms=I)
+                        s.e * (B * I + O * I + O + B * O + (2 * I if options else B * O)), 2 * B * O * I, terms=I)
 
 
 @job

@@ -30,6 +30,7 @@ import triton
 import triton.language as tl
 
 from . import runtime
+from .elementwise import mul
 from .map import map_, row_blocks
 from .product import product, weight_gradient
 from .softmax import LOWEST
@@ -114,27 +115,25 @@ def cross_entropy_kernel(logits_ptr, dlogits_ptr, targets_ptr, losses_ptr, n_voc
     no_dead_column = columns < n_live
     last = tl.load(logits_ptr + body + columns, mask=columns < n_body, other=0.0)
     last = tl.where(no_dead_column, last, float("-inf"))
-    m = tl.max(last.to(tl.float32))
-    for i in tl.static_range(PIECES):
-        m = tl.maximum(m, tl.max(pieces[i].to(tl.float32)))
+    blocks = pieces + (last,)
     if RAGGED:
         places = tl.arange(0, 2 * VECTOR)       # VECTOR of them for the head, as many for the tail
         ends = body + tl.where(places < VECTOR, places - lead, n_body + places - VECTOR)
         exist = tl.where(places < VECTOR, places < lead, places - VECTOR < stride - lead - n_body)
-        z_ends = tl.load(logits_ptr + ends, mask=exist, other=float("-inf")).to(tl.float32)
-        m = tl.maximum(m, tl.max(z_ends))
-    l = tl.sum(tl.exp(last.to(tl.float32) - m))
-    for i in tl.static_range(PIECES):
-        l += tl.sum(tl.exp(pieces[i].to(tl.float32) - m))
-    if RAGGED:
-        l += tl.sum(tl.exp(z_ends - m))
+        z_ends = tl.load(logits_ptr + ends, mask=exist, other=float("-inf"))
+        blocks = blocks + (z_ends,)
+    m, l = tl.max(last.to(tl.float32)), 0.0
+    for i in tl.static_range(len(blocks)):
+        m = tl.maximum(m, tl.max(blocks[i].to(tl.float32)))
+    for i in tl.static_range(len(blocks)):
+        l += tl.sum(tl.exp(blocks[i].to(tl.float32) - m))
     sum_of_logits = 0.0
     if SMOOTH:
         sum_of_logits = tl.sum(tl.where(no_dead_column, last.to(tl.float32), 0.0))
         for i in tl.static_range(PIECES):
             sum_of_logits += tl.sum(pieces[i].to(tl.float32))
         if RAGGED:
-            sum_of_logits += tl.sum(tl.where(exist, z_ends, 0.0))
+            sum_of_logits += tl.sum(tl.where(exist, z_ends.to(tl.float32), 0.0))
 
     target = tl.load(targets_ptr + row).to(tl.int64)
     counts = target != ignore_index
@@ -152,7 +151,7 @@ def cross_entropy_kernel(logits_ptr, dlogits_ptr, targets_ptr, losses_ptr, n_voc
         dz = tl.where(no_dead_column, tl.exp(last.to(tl.float32) - m) * share - floor, 0.0)
         tl.store(dlogits_ptr + body + columns, dz, mask=columns < n_body)
         if RAGGED:
-            tl.store(dlogits_ptr + ends, tl.exp(z_ends - m) * share - floor, mask=exist)
+            tl.store(dlogits_ptr + ends, tl.exp(z_ends.to(tl.float32) - m) * share - floor, mask=exist)
         # The target's own gradient has one more summand. Asking each column whether it is the target would cost the
         # registers that hold the row; so it is written again, once all threads have written theirs.
         tl.debug_barrier()
@@ -216,11 +215,9 @@ def cross_entropy_forward(logits, targets, *, ignore_index=-100, label_smoothing
 def cross_entropy_backward(dout, saved):
     """dlogits = dout * (softmax(logits) - target distribution)   [/ count, for the mean]."""
     dlogits, share = saved
-    if dout.ndim == 0 and share is not None:            # one factor for all
-        return map_(product_of_three, dlogits, dout, share, dtype=dlogits.dtype), None
-    out = runtime.empty(dlogits.shape, dlogits.dtype)
-    _scale_rows(runtime.as_rows(dlogits), dout.reshape(-1) if dout.ndim else dout, share, runtime.as_rows(out))
-    return out, None
+    if share is None:                                   # a factor for each row
+        return map_(mul, dlogits, dout[..., None], dtype=dlogits.dtype), None
+    return map_(product_of_three, dlogits, dout, share, dtype=dlogits.dtype), None
 
 
 def linear_cross_entropy_forward(x, weight, targets, *, ignore_index=-100, label_smoothing=0.0, reduction="mean",
@@ -262,9 +259,10 @@ def _losses(logits, dlogits, targets, vocabulary, ignore_index, smoothing, gradi
     n_rows, stride = logits.shape
     losses = runtime.empty((n_rows,))
     numbers = (vocabulary, stride, ignore_index, float(smoothing))
-    ragged = stride % 16 != 0           # Triton looks at no other divisor
+    ragged, vector = stride % 16 != 0, VECTOR.value         # Triton looks at no other divisor than 16
     if n_rows and logits.element_size() == 2 and stride <= IN_REGISTERS:
-        shortest, longest = (max(0, stride - 7), stride // 8 * 8) if ragged else (stride - 1, stride)   # body
+        # the body of a row is no shorter, and no longer, than
+        shortest, longest = (max(0, stride - vector + 1), stride // vector * vector) if ragged else (stride - 1, stride)
         pieces = shortest // PIECE
         last = triton.next_power_of_2(max(1, longest - pieces * PIECE))
         cross_entropy_kernel[(n_rows,)](logits, dlogits, targets, losses, *numbers, GRADIENT=gradient,

@@ -82,14 +82,16 @@ def matmul_tma_kernel(a_desc, b_desc, bias_ptr, pre_desc, out_desc, M, N, K, LAY
         finish(right, bias_ptr, pre_desc, out_desc, row, column + BLOCK_N // 2, N, EPILOGUE)
 
 
-@triton.jit(do_not_specialize=["K", "n_first", "first_tiles", "first_part", "other_tiles", "other_part"])
-def weight_gradient_kernel(a_desc, b_desc, out_desc, M, N, K, n_first, first_tiles, first_part, other_tiles,
-                           other_part, LAYOUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-                           BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, FLATTEN: tl.constexpr):
-    """out += a b, in float32. The first tiles are n_first jobs, each first_part long along K; the others are cut into
-    jobs that are other_part long. (other_tiles is 1 where there are none.)
+@triton.jit(do_not_specialize=["K", "first_tiles", "first_part", "other_part"])
+def weight_gradient_kernel(a_desc, b_desc, out_desc, M, N, K, first_tiles, first_part, other_part,
+                           LAYOUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+                           GROUP_M: tl.constexpr, FLATTEN: tl.constexpr):
+    """out += a b, in float32. A job is a part of a tile: first_part long along K for the first tiles, other_part for the
+    others.
     """
-    n_jobs = n_first + (tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N) - first_tiles) * tl.cdiv(K, other_part)
+    n_first = first_tiles * tl.cdiv(K, first_part)
+    other_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N) - first_tiles
+    n_jobs = n_first + other_tiles * tl.cdiv(K, other_part)
     for job in tl.range(tl.program_id(0), n_jobs, tl.num_programs(0), flatten=FLATTEN):
         is_first = job < n_first
         place, tiles = tl.where(is_first, job, job - n_first), tl.where(is_first, first_tiles, other_tiles)
@@ -148,13 +150,10 @@ def add_product(a, b, out):
     names, a_desc, b_desc = _described(a, b, config)
     (M, N), K, m, n, k = out.shape, a.shape[1], *(config[f"BLOCK_{axis}"] for axis in "MNK")
     tiles, programs = triton.cdiv(M, m) * triton.cdiv(N, n), runtime.n_multiprocessors()
-    steps = triton.cdiv(K, k)
-    first_tiles, first_steps, other_steps = shares_of(steps, tiles, programs)
-    n_first, others = first_tiles * triton.cdiv(steps, first_steps), tiles - first_tiles
-    n_jobs = n_first + others * triton.cdiv(steps, other_steps)
-    weight_gradient_kernel[(min(programs, n_jobs),)](
-        a_desc, b_desc, TensorDescriptor.from_tensor(out, [m, n // 2]), M, N, K,
-        n_first, first_tiles, first_steps * k, max(1, others), other_steps * k, LAYOUT=names, **config)
+    first_tiles, first_steps, other_steps = shares_of(triton.cdiv(K, k), tiles, programs)
+    weight_gradient_kernel[(programs,)](
+        a_desc, b_desc, TensorDescriptor.from_tensor(out, [m, n // 2]), M, N, K, first_tiles, first_steps * k,
+        other_steps * k, LAYOUT=names, **config)
     return out
 
 

@@ -80,13 +80,13 @@ def entries(lists, first, top, temperature, PLACES: tl.constexpr):
 
 
 @triton.jit
-def weigh_above(lists, top, temperature, key, MASS: tl.constexpr, PLACES: tl.constexpr):
-    """How many entries have larger keys; MASS: how much e^score they have together."""
+def weigh(lists, top, temperature, key, token, MASS: tl.constexpr, PLACES: tl.constexpr):
+    """How many entries have larger keys, or this key and no later token; MASS: how much e^score they have together."""
     total = tl.zeros((lists[2].shape[0], PLACES // lists[2].shape[0]), dtype=tl.float32)
     for first in range(0, lists[4], PLACES // lists[2].shape[0]):
-        scores, keys, _, _ = entries(lists, first, top, temperature, PLACES)
+        scores, keys, tokens, _ = entries(lists, first, top, temperature, PLACES)
         weights = tl.exp(scores) if MASS else 1.0
-        total += tl.where(keys > key, weights, 0.0)
+        total += tl.where((keys > key) | ((keys == key) & (tokens <= token)), weights, 0.0)
     return tl.sum(total)
 
 
@@ -95,10 +95,10 @@ def threshold(lists, top, temperature, low, high, budget, MASS: tl.constexpr, PL
     """The smallest key, from low to high, above which the entries weigh less than the budget; and what they weigh."""
     while low < high:
         middle = middle_of(low, high)
-        enough = weigh_above(lists, top, temperature, middle, MASS, PLACES) < budget
+        enough = weigh(lists, top, temperature, middle, -1, MASS, PLACES) < budget
         high = tl.where(enough, middle, high)
         low = tl.where(enough, low, middle + 1)
-    return high, weigh_above(lists, top, temperature, high, MASS, PLACES)
+    return high, weigh(lists, top, temperature, high, -1, MASS, PLACES)
 
 
 @triton.jit
@@ -114,7 +114,7 @@ def last_kept(lists, top, temperature, low, mass, n_vocabulary, top_k, top_p, PL
         equals = top_k - above
     if top_p < 1.0:
         if top_k < n_vocabulary:
-            mass = weigh_above(lists, top, temperature, key, True, PLACES) + equals * tl.exp(float_of(key))
+            mass = weigh(lists, top, temperature, key, -1, True, PLACES) + equals * tl.exp(float_of(key))
         budget = top_p * mass
         nucleus, above = threshold(lists, top, temperature, tl.maximum(key, low), high, budget, True, PLACES)
         fitting = tl.ceil((budget - above) / tl.exp(float_of(nucleus)))
@@ -124,23 +124,14 @@ def last_kept(lists, top, temperature, low, mass, n_vocabulary, top_k, top_p, PL
 
 
 @triton.jit
-def count_equals(lists, top, temperature, key, token, PLACES: tl.constexpr):
-    """How many entries have this key, and no later token."""
-    total = tl.zeros((lists[2].shape[0], PLACES // lists[2].shape[0]), dtype=tl.float32)
-    for first in range(0, lists[4], PLACES // lists[2].shape[0]):
-        _, keys, tokens, _ = entries(lists, first, top, temperature, PLACES)
-        total += tl.where((keys == key) & (tokens <= token), 1.0, 0.0)
-    return tl.sum(total)
-
-
-@triton.jit
 def last_equal(lists, top, temperature, key, equals, n_vocabulary, PLACES: tl.constexpr):
     """The token up to which `equals` entries have this key, by bisection; n_vocabulary if no more have it."""
-    all_fit = count_equals(lists, top, temperature, key, n_vocabulary, PLACES) <= equals
+    wanted = weigh(lists, top, temperature, key, -1, False, PLACES) + equals
+    all_fit = weigh(lists, top, temperature, key, n_vocabulary, False, PLACES) <= wanted
     low, high = tl.where(all_fit, n_vocabulary, 0), n_vocabulary
     while low < high:
         middle = (low + high) // 2
-        enough = count_equals(lists, top, temperature, key, middle, PLACES) >= equals
+        enough = weigh(lists, top, temperature, key, middle, False, PLACES) >= wanted
         high = tl.where(enough, middle, high)
         low = tl.where(enough, low, middle + 1)
     return high

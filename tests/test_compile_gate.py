@@ -51,6 +51,14 @@ def test_an_operand_that_is_overwritten_is_seen():
     assert compile_gate.overwrites_an_operand(RIGHT.replace("R88", "R26"))      # the first product's 32 sums lie there
 
 
+def test_a_counter_that_orders_nothing_is_seen():
+    right = "st.global.b32 ;\nbar.sync 0;\n@%p1 atom.global.gpu.acq_rel.add.u32 %r1, [ %rd1 + 0 ], %r2;\nbar.sync 0;"
+    assert compile_gate.counts_out_of_order(right) == 0
+    for wrong in (right.replace("acq_rel", "relaxed"), right.removeprefix("st.global.b32 ;\nbar.sync 0;"),
+                  right.removesuffix("bar.sync 0;")):
+        assert compile_gate.counts_out_of_order(wrong) == 1
+
+
 def test_one_variant_serves_all_batch_sizes():
     """Batches of 1 to 24 texts compile each kernel once for each place in the model where it is used."""
     result = gate("90", "bfloat16", "batches")
