@@ -41,7 +41,9 @@ def test_no_repeat_ngrams(n):
 
 
 def test_suppress():
-    equal(warpers.suppress(LOGITS, [3, 7]), theirs(library.SuppressTokensLogitsProcessor([3, 7])))
+    for tokens in ([3, 7], [3, 7, 999]):
+        equal(warpers.suppress(LOGITS, tokens), theirs(library.SuppressTokensLogitsProcessor(tokens)))
+    assert (warpers.suppress(LOGITS, [-1, 999]) == LOGITS).all()
 
 
 @pytest.mark.parametrize("length, stop", [(0, [3]), (12, [3]), (13, [3]), (13, [3, 9])])

@@ -38,9 +38,9 @@ def no_repeat_ngrams(logits, texts, n):
 
 
 def suppress(logits, tokens):
-    """Forbid some tokens: with the stop tokens, a text cannot end."""
+    """Forbid some tokens: with the stop tokens, a text cannot end. An id that no token has changes nothing."""
     out = logits.copy()
-    out[:, list(tokens)] = -np.inf
+    out[:, np.isin(np.arange(out.shape[1]), list(tokens))] = -np.inf
     return out
 
 
