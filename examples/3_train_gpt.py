@@ -55,14 +55,15 @@ def arguments():
                         help="on a GPU: launch each kernel from Python, in place of one CUDA graph for a step")
     parser.add_argument("--out", default="runs/gpt", help="folder for everything that is written")
     parser.add_argument("--resume", nargs="?", const="latest", metavar="CHECKPOINT",
-                        help="continue from a checkpoint (default: the newest in --out)")
+                        help="continue from a checkpoint, or from the newest of a run (default: that in --out)")
     for name, meaning in TRAINING.items():
         default = getattr(train.TrainConfig, name)
         parser.add_argument("--" + name.replace("_", "-"), type=type(default), default=default, help=meaning)
     args = parser.parse_args()
     if not args.resume:
         return args
-    newest = checkpoint.latest(args.out) if args.resume == "latest" else Path(args.resume)
+    named = Path(args.out if args.resume == "latest" else args.resume)      # a run, or one of its checkpoints
+    newest = checkpoint.latest(named) or (None if args.resume == "latest" else named)
     if newest is None:
         sys.exit(f"error: there is no checkpoint in {args.out} to resume from; run without --resume first.")
     earlier = newest.parent / "arguments.json"
