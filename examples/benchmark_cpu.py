@@ -7,10 +7,12 @@
   spread.
 
 Weights in int8 are a quarter of the bytes, but nothing in NumPy multiplies bytes: to widen a weight (0.10 ns on an AMD
-EPYC) and multiply it (0.06) takes a core as long as to read it as a float (0.16). One core needs 1.15 times as long as
-with float32. Two cores share the memory, but not the work on it: 0.87 to 0.98 times as long. Slower, in times per
-weight: pieces of 32,768 or 131,072 weights (1.6 and 1.4) instead of 524,288, np.einsum on bytes (2.4), and all of
-GPT-2's head in one piece (3.4). No faster: a buffer of one's own for the floats, and pieces of a million.
+EPYC) and multiply it in the cache (0.05) takes a core as long as to read it as a float (0.16). One core needs 1.16
+times as long as with float32. Two cores share the memory, but not the work on it: 0.8 times as long. Slower, as a whole
+token: np.vecdot on bytes (1.05 to 1.13; it widens by itself, but keeps Python's lock where the weights have 500 rows or
+fewer, so of one matrix in four the second core waited for the first), pieces of 262,144 or 131,072 weights (1.1 and
+1.4) instead of 524,288. Slower, in times per weight: np.einsum on bytes (2.4), all of GPT-2's head in one piece (3.4).
+No faster: pieces of 700,000, other sizes of the two cores' parts.
 """
 import contextlib
 import importlib.util

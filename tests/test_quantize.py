@@ -99,7 +99,7 @@ def allowed(arrays, unit=EPS32 / 2):
     return truth, (unit * np.abs(truth) + (weight.shape[1] + 3) * EPS32 * terms).max(initial=0)
 
 
-@pytest.mark.parametrize("rows", [(), (3,)])
+@pytest.mark.parametrize("rows", [(), (3,), (2, 5)])
 def test_float32_stays_float32_and_nothing_given_is_written(rows):
     arrays = [a.astype(np.float32) if a.dtype == np.float64 else a for a in layer(rows, 700, 900)]
     with pytest.MonkeyPatch.context() as patch:
@@ -110,12 +110,17 @@ def test_float32_stays_float32_and_nothing_given_is_written(rows):
 
 
 @pytest.mark.parametrize("layout", ["plain", "transposed", "strided", "reversed"])
-@pytest.mark.parametrize("n", [1, 2])
-def test_a_single_row_of_a_float_layer(n, layout):
-    """It takes another way through BLAS than several rows do."""
+@pytest.mark.parametrize("n", [0, 1, 2, 8, 9])
+def test_few_rows_of_a_float_layer(n, layout):
+    """One row, a few and many take different ways through BLAS."""
     x, weight = normal(n, 701).astype(np.float32), normal(1500, 701, seed=1).astype(np.float32)
     out, _ = ops.linear_forward(lay(x, layout), lay(weight, layout))
     assert_near("out", out, *allowed((x, weight, np.ones(1500), None)))
+
+
+@pytest.mark.parametrize("n", [1, 2, 8])
+def test_few_rows_of_a_float_layer_on_three_threads(n, three):  # noqa: F811
+    test_few_rows_of_a_float_layer(n, "plain")
 
 
 # Whole models

@@ -67,8 +67,8 @@ def rows(x):
     return x.reshape(-1, x.shape[-1]) if x.size else x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])
 
 
-def row_chunks(x, part=slice(None)):
-    """Slices that cut the rows of a matrix into pieces of about CHUNK elements, so that each piece stays in the cache.
+def row_chunks(x, part=slice(None), size=None):
+    """Slices that cut the rows of a matrix into pieces of about `size` elements (or CHUNK), each to stay in the cache.
 
     A chain of element-wise operations over a large array reads and writes main memory once per operation; done
     piece by piece, it does so once in all: 0.3 ns per element and operation instead of 1 to 2. part: the slice
@@ -76,7 +76,7 @@ def row_chunks(x, part=slice(None)):
     to wait for Python's lock.
     """
     start, stop, _ = part.indices(len(x))
-    size = CHUNK if stop - start == len(x) else 4 * CHUNK
+    size = size or (CHUNK if stop - start == len(x) else 4 * CHUNK)
     step = max(1, size // max(1, x.shape[-1]))
     return [slice(i, min(i + step, stop)) for i in range(start, stop, step)]
 
