@@ -15,6 +15,7 @@ a recorded step (graph.py) can be played back for the next token; programs behin
 
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr     as in attention.py
     start_ptr, end_ptr     row b sees the keys from start[b] on (None: from 0), up to end[b]; any strides, also 0
+    bias_ptr         (H, S) or None: added to the scores of a query at the last place; others find theirs further right
     new_k_ptr, new_v_ptr   (B, T, K, D) or None: what to put into the cache at end[b], which then ends T later
     partial_ptr      (B, K, parts, ROWS, D + 2) float32: total, m and l of each row; None if there is one part
     counter_ptr      (B, K) zeros, or None
@@ -51,16 +52,16 @@ def append(k_ptr, v_ptr, new_k_ptr, new_v_ptr, rows, T, end, first, last, stride
 
 
 @triton.jit
-def attention_decode_kernel(q_ptr, k_ptr, v_ptr, start_ptr, end_ptr, new_k_ptr, new_v_ptr, partial_ptr, counter_ptr,
-                            out_ptr, lse_ptr, key_heads, group, sizes, strides, new_strides, limit_strides, numbers,
-                            ROWS: tl.constexpr, PARTS: tl.constexpr, BLOCK_K: tl.constexpr, HEAD_SIZE: tl.constexpr,
-                            BLOCK_D: tl.constexpr):
+def attention_decode_kernel(q_ptr, k_ptr, v_ptr, start_ptr, end_ptr, bias_ptr, new_k_ptr, new_v_ptr, partial_ptr,
+                            counter_ptr, out_ptr, lse_ptr, key_heads, group, sizes, strides, new_strides, limit_strides,
+                            numbers, ROWS: tl.constexpr, PARTS: tl.constexpr, BLOCK_K: tl.constexpr,
+                            HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr):
     T, S, offset = sizes
     batch, key_head = (tl.program_id(1) // key_heads).to(tl.int64), (tl.program_id(1) % key_heads).to(tl.int64)
     rows, features = tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
-    queries, heads = rows % T, key_head * group + rows // T
+    queries, heads, real = rows % T, key_head * group + rows // T, rows < T * group
     places = batch * strides[0][0] + queries * strides[0][1] + heads * strides[0][2]
-    no_overhang = (rows < T * group)[:, None] & (features < HEAD_SIZE)[None, :]
+    no_overhang = real[:, None] & (features < HEAD_SIZE)[None, :]
     q = tl.load(q_ptr + places[:, None] + features[None, :], mask=no_overhang, other=0.0)
     k_ptr += batch * strides[1][0] + key_head * strides[1][2]
     v_ptr += batch * strides[2][0] + key_head * strides[2][2]
@@ -84,6 +85,10 @@ def attention_decode_kernel(q_ptr, k_ptr, v_ptr, start_ptr, end_ptr, new_k_ptr, 
         keys = key + tl.arange(0, BLOCK_K)
         k = load_rows(k_ptr, keys, strides[1], end, HEAD_SIZE, BLOCK_D, True)       # what lies behind may be NaN
         s = scores_of(q, k, queries[:, None], keys[None, :], start, end, None, sizes, strides[4], numbers[0], True)
+        if bias_ptr is not None:
+            distance = (queries + offset)[:, None] - keys[None, :]
+            places = bias_ptr + heads[:, None] * S + (S - 1) - distance
+            s += tl.load(places, mask=(distance >= 0) & real[:, None], other=0.0).to(tl.float32) * LOG2E
         m_new = tl.maximum(m, tl.max(s, axis=1))
         p = tl.exp2(s - m_new[:, None])
         shrink = tl.exp2(m - m_new)
@@ -93,7 +98,6 @@ def attention_decode_kernel(q_ptr, k_ptr, v_ptr, start_ptr, end_ptr, new_k_ptr, 
         m = m_new
     out_ptr += batch * strides[3][0]
     lse_ptr += batch * key_heads * group * T
-    real = rows < T * group
     if PARTS == 1:
         l = tl.where(l == 0.0, 1.0, l)          # no visible key at all
         out_rows = out_ptr + queries * strides[3][1] + heads * strides[3][2]
@@ -131,10 +135,10 @@ def merge(partial_ptr, out_ptr, lse_ptr, n_parts, ROWS: tl.constexpr, PARTS: tl.
     tl.store(lse_ptr, m + tl.log2(l))
 
 
-def forward(q, k, v, start, end, out, lse, group, sizes, numbers, new=(None, None)):
+def forward(q, k, v, start, end, out, lse, group, sizes, numbers, bias=None, new=(None, None)):
     """Fill out and lse: q (B, T, H, D) with T * group a few, k and v (B, S, K, D), start (B,) or None, end (B,).
 
-    new: keys and values (B, T, K, D) that go into k and v, at `end`, before anybody looks.
+    bias (1, H, 1, S) or None; new: keys and values (B, T, K, D) that go into k and v, at `end`, before anybody looks.
     """
     (B, T, _, D), (S, key_heads) = q.shape, k.shape[1:3]
     config = configs.lookup("attention_decode", q.dtype, D)
@@ -147,16 +151,17 @@ def forward(q, k, v, start, end, out, lse, group, sizes, numbers, new=(None, Non
     strides, new_strides = strides_of(q, k, v, out), strides_of(*(x for x in new if x is not None))[:2]
     limit_strides = tuple(0 if x is None else x.stride(0) for x in (start, end))
     attention_decode_kernel[(parts, B * key_heads)](
-        q, k, v, start, end, *new, partial, counted, out, lse, key_heads, group, sizes, strides, new_strides,
+        q, k, v, start, end, bias, *new, partial, counted, out, lse, key_heads, group, sizes, strides, new_strides,
         limit_strides, numbers, ROWS=rows, PARTS=triton.next_power_of_2(parts), HEAD_SIZE=D, BLOCK_D=block_d(D),
         **config)
 
 
-def cached_attention(q, k, v, k_cache, v_cache, position, key_start=None):
+def cached_attention(q, k, v, k_cache, v_cache, position, key_start=None, bias=None, *, scale=None):
     """Put new keys and values into the cache, IN PLACE, and attend to all that it then holds, causally.
 
     q (B, T, H, D); k, v (B, T, K, D); k_cache, v_cache (B, S, K, D); position (1,) integer: how many positions they
-    hold already, position + T <= S; key_start (B,) or None. -> (B, T, H, D)
+    hold already, position + T <= S; key_start (B,) or None; bias (1, H, 1, S) or None, that of a query at the last
+    place, which depends on the distance of the key alone. -> (B, T, H, D)
     """
     q, k, v = (x if x.stride(-1) == 1 else runtime.contiguous(x) for x in (q, k, v))
     (B, T, H, D), (S, key_heads) = q.shape, k_cache.shape[1:3]
@@ -165,7 +170,8 @@ def cached_attention(q, k, v, k_cache, v_cache, position, key_start=None):
     out, lse = runtime.empty(q.shape, q.dtype), runtime.empty((B, H, T))
     if out.numel():
         forward(q, k_cache, v_cache, key_start, position.expand(B), out, lse, H // key_heads, (T, S, 0),
-                (D ** -0.5 * LOG2E.value,), (k, v))
+                ((D ** -0.5 if scale is None else scale) * LOG2E.value,),
+                None if bias is None else runtime.contiguous(bias), (k, v))
     return out
 
 

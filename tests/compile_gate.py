@@ -229,7 +229,8 @@ def decoding_calls(new, C=768):
         kernels.linear_int8(new(rows, C), new(50257, C, dtype=torch.int8), new(50257, dtype=torch.float32))
     for size in (64, 128):
         q, kv, cache = new(2, 1, 4, size), new(2, 1, 2, size), new(2, 1024, 2, size)
-        kernels.cached_attention(q, kv, kv, cache, cache, integers(1), integers(2))
+        for bias in (None, new(1, 4, 1, 1024)):
+            kernels.cached_attention(q, kv, kv, cache, cache, integers(1), integers(2), bias)
     kernels.text_positions(integers(1), integers(2))
     kernels.rope_forward(new(2, 1, 4, 64), *(new(1024, 32, dtype=torch.float32) for _ in "cs"), integers(1))
 

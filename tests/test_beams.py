@@ -24,6 +24,7 @@ KINDS = {
         vocab_size=V, d_model=16, nhead=2, dim_feedforward=24, num_layers=2, n_positions=16)),
     "lstm": lambda: tinyllm.LSTMLM(tinyllm.RNNConfig(vocab_size=V, n_positions=16, n_embd=16, n_hidden=16)),
     "rnn": lambda: tinyllm.RNNLM(tinyllm.RNNConfig(vocab_size=V, n_positions=16, n_embd=16, n_hidden=16)),
+    "gru": lambda: tinyllm.GRULM(tinyllm.RNNConfig(vocab_size=V, n_positions=16, n_embd=16, n_hidden=16)),
     "n-gram": lambda: tinyllm.NGram(tinyllm.NGramConfig(vocab_size=V, order=4)).fit(
         np.random.default_rng(0).choice([2, 4, 5, 9], 300)),
     "seq2seq": lambda: tinyllm.Seq2Seq(tinyllm.Seq2SeqConfig(

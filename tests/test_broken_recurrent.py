@@ -47,7 +47,7 @@ MISTAKES = [    # what went wrong, file, function, old, new, the check that sees
     ("every layer with the state of the first", "nn", "Recurrent.forward", "s[layer]", "s[0]", PIECES),
     ("a state that is still on the tape", "models.rnn", "RecurrentLM.hidden", "tuple(s.detach() for s in state)",
      "state", passes(test_rnn.test_gradients_end_where_the_state_came_from)),
-    ("a cache that stays empty", "models.rnn", "RecurrentLM.next_logits", "cache[0] = state", "pass",
+    ("a cache that stays empty", "models.rnn", "StateCache.keep", "ours[:] = new", "pass",
      passes(test_rnn.test_generation_with_its_cache_is_the_one_without, LSTMLM)),
     ("a loss that ignores the state", "models.rnn", "RecurrentLM.loss", "self.hidden(ids, state)", "self.hidden(ids)",
      passes(test_rnn.test_a_state_continues_the_text, LSTMLM)),

@@ -159,7 +159,7 @@ def test_a_quantized_model_is_the_model_with_rounded_matrices(kind):
     expected, n_matrices = rounded(model)
     small = quantized(model)
     found = {id(part) for module in small.modules() for part in vars(module).values() if isinstance(part, Int8)}
-    assert len(found) == n_matrices >= (1 if kind in ("lstm", "rnn") else 5)
+    assert len(found) == n_matrices >= (1 if kind in ("lstm", "rnn", "gru") else 5)
     with no_grad():
         logits, wanted, plain = (m(*batch(model)).numpy() for m in (small, expected, model.eval()))
     np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-10 * np.abs(wanted).max())

@@ -17,9 +17,10 @@ import tinyllm  # noqa: E402
 from tinyllm import Tensor, backend, composed, generate, kernels, no_grad, ops, optim, quantized, stream  # noqa: E402
 from tinyllm import functional as F  # noqa: E402
 from tinyllm.generate import Memory  # noqa: E402
+from tinyllm.kernels.graph import Captured  # noqa: E402
 from tinyllm.kernels import runtime  # noqa: E402
 
-KINDS = pytest.mark.parametrize("kind", ["gpt", "llama", "transformer-lm", "seq2seq"])
+KINDS = pytest.mark.parametrize("kind", ["gpt", "llama", "transformer-lm", "seq2seq", "t5", "lstm", "rnn", "gru"])
 put = kernels.from_numpy
 
 
@@ -44,7 +45,15 @@ def test_texts_of_one_length(kind):
     both(kind, [[5, 6, 7], [8, 3, 2]], 3, temperature=0)
 
 
-@pytest.mark.parametrize("kind", ["gpt", "llama"])
+@KINDS
+def test_a_step_is_recorded_whatever_the_model(kind, monkeypatch):
+    steps, call = [], Captured.__call__
+    monkeypatch.setattr(Captured, "__call__", lambda self, *a: (steps.append([np.shape(x) for x in a]), call(self, *a))[1])
+    write(make(kind, "triton", None), [[5, 6, 7]], 4, temperature=0)
+    assert [shapes for shapes in steps if shapes[0] == (1, 1)] == [[(1, 1), (1,), ()]] * 3      # all but the first
+
+
+@pytest.mark.parametrize("kind", ["gpt", "llama", "lstm"])
 def test_texts_that_outgrow_the_context_need_no_new_recording(kind):
     model = make(kind, "triton", None)
     texts = [write(m, [[5, 6, 7], [8]], 17, temperature=0.7, seed=1) for m in (model, make(kind, "numpy", None))]
@@ -55,6 +64,8 @@ def test_texts_that_outgrow_the_context_need_no_new_recording(kind):
 def test_beams_and_samples():
     both("llama", [[5, 6, 7], [8]], 5, num_beams=3, num_return_sequences=2, stop_tokens=[9])
     both("gpt", [[5, 6, 7], [8]], 4, num_return_sequences=2, seed=3)
+    both("lstm", [[5, 6, 7], [8]], 5, num_beams=3, num_return_sequences=2, stop_tokens=[9])
+    both("t5", [[5, 6, 7], [8]], 5, num_beams=3, num_return_sequences=2, stop_tokens=[9])
 
 
 def test_the_next_text_takes_the_recorded_step_over():
@@ -107,9 +118,10 @@ def test_int8_weights(dtype):
     np.testing.assert_array_equal(*texts)
 
 
+@pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("dtype, T, S, group, size", [("float32", 1, 40, 1, 8), ("float32", 3, 40, 2, 20),
                                                       ("float32", 1, 300, 20, 16), ("bfloat16", 1, 150, 2, 64)])
-def test_cached_attention_is_that_of_numpy(dtype, T, S, group, size):
+def test_cached_attention_is_that_of_numpy(dtype, T, S, group, size, has_bias):
     """Behind what was written, the cache holds NaN; new keys may fall on the border of two stretches."""
     rng = np.random.default_rng(0)
     for position, processors in ((0, 7), (15, 7), (16, 7), (S - T, 7), (S - T, 2)):     # four parts, and one
@@ -118,24 +130,26 @@ def test_cached_attention_is_that_of_numpy(dtype, T, S, group, size):
         for cache in caches:
             cache[:, :position] = rng.standard_normal((2, position, 2, size), np.float32)
         start, place = np.array([0, min(7, position)]), np.array([position])
-        there = [put(array, dtype) for array in (q, k, v, *caches)]
-        q, k, v, *caches = (kernels.to_numpy(array) for array in there)     # rounded
-        expected = ops.cached_attention(q, k, v, *caches, place, start)
+        bias = rng.standard_normal((1, 2 * group, 1, S), np.float32)
+        there = [put(array, dtype) for array in (q, k, v, *caches, bias)]
+        q, k, v, *caches, bias = (kernels.to_numpy(array) for array in there)       # rounded
+        expected = ops.cached_attention(q, k, v, *caches, place, start, bias if has_bias else None, scale=0.3)
         with small_tiles(), pytest.MonkeyPatch.context() as patch:
             patch.setattr(runtime, "n_multiprocessors", lambda: processors)
-            out = kernels.cached_attention(*there, put(place), put(start))
+            out = kernels.cached_attention(*there[:5], put(place), put(start), there[5] if has_bias else None, scale=0.3)
         error = np.abs(kernels.to_numpy(out) - expected).max()
         assert error < (1e-5 if dtype == "float32" else 2e-2), error
-        for ours, theirs in zip(there[3:], caches):
+        for ours, theirs in zip(there[3:5], caches):
             np.testing.assert_array_equal(kernels.to_numpy(ours), theirs)
 
 
-def test_cached_attention_is_composed_of_attention():
+@pytest.mark.parametrize("bias, scale", [(None, None), (Tensor(normal(1, 4, 1, 9, seed=9)), 1.0)])
+def test_cached_attention_is_composed_of_attention(bias, scale):
     shapes = ((3, 4), (3, 2), (3, 2), (9, 2), (9, 2))
     q, k, v, *caches = (normal(2, T, heads, 4, seed=i) for i, (T, heads) in enumerate(shapes))
-    arguments = (*map(Tensor, (q, k, v)), *caches, np.array([5]), np.array([0, 2]))
-    expected = composed.cached_attention(*arguments).numpy()
-    np.testing.assert_allclose(F.cached_attention(*arguments).numpy(), expected, rtol=1e-10)
+    arguments = (*map(Tensor, (q, k, v)), *caches, np.array([5]), np.array([0, 2]), bias)
+    expected = composed.cached_attention(*arguments, scale=scale).numpy()
+    np.testing.assert_allclose(F.cached_attention(*arguments, scale=scale).numpy(), expected, rtol=1e-10)
     np.testing.assert_array_equal(caches[0][:, 5:8], k)
     with pytest.raises(RuntimeError, match="cached_attention: gradients do not pass through a cache"):
         F.cached_attention(Tensor(q, requires_grad=True), *arguments[1:])

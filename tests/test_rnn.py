@@ -8,7 +8,7 @@ from strategies import integers, normal
 from test_recurrent import triton_backend
 
 import tinyllm
-from tinyllm import GRULM, LSTMLM, RNNLM, RNNConfig, checkpoint, manual_seed, train
+from tinyllm import GRULM, LSTMLM, RNNLM, RNNConfig, checkpoint, manual_seed, no_grad, train
 
 V = 11
 MODELS = pytest.mark.parametrize("make", [RNNLM, LSTMLM, GRULM])
@@ -80,7 +80,8 @@ def test_next_logits_piece_by_piece_are_those_of_the_whole(make):
     model, (ids, _) = language_model(make), batch(9)
     cache = model.new_cache(3)
     for a, b in ((0, 3), (3, 4), (4, 8)):
-        found = model.next_logits(ids[:, a:b], cache)
+        with no_grad():
+            found = model.next_logits(ids[:, a:b], cache)
         np.testing.assert_allclose(found.numpy(), model(ids[:, :b]).numpy()[:, -1], rtol=0, atol=1e-12)
 
 
@@ -103,6 +104,12 @@ def test_a_token_costs_the_same_however_long_the_text_is():
     model.hidden = lambda ids, state: (seen.append((ids.shape, [s.shape for s in state or ()])), hidden(ids, state))[1]
     tinyllm.generate(model, [[1, 2, 3]], 4)
     assert seen == [((1, 3), [])] + 3 * [((1, 1), [(2, 1, 7), (2, 1, 7)])]
+
+
+def test_a_cache_is_for_writing():
+    model = language_model(LSTMLM)
+    with pytest.raises(RuntimeError, match="StateCache: gradients do not pass through a cache"):
+        model.next_logits(np.array([[1]]), model.new_cache(1))
 
 
 def test_dropout_ends_with_training():

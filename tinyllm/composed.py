@@ -142,11 +142,14 @@ def _every_head(x, q):
     return x[:, :, share].permute(0, 2, 1, 3)
 
 
-def cached_attention(q, k, v, k_cache, v_cache, position, key_start=None):
+def cached_attention(q, k, v, k_cache, v_cache, position, key_start=None, bias=None, *, scale=None):
     """attention() to what was there before, and to k and v behind it; here, the cache stays as it is"""
     k, v = (concatenate([Tensor._of(cache[:, :position[0]]), new], axis=1)
             for cache, new in ((k_cache, k), (v_cache, v)))
-    return attention(q, k, v, None, key_start, causal=True)
+    if bias is not None:
+        distance = np.arange(q.shape[1])[:, None] + position[0] - np.arange(k.shape[1])         # of the keys, to the left
+        bias = bias[:, :, 0, bias.shape[3] - 1 - np.maximum(distance, 0)]
+    return attention(q, k, v, bias, key_start, causal=True, scale=scale)
 
 
 def self_attention(qkv, key_start=None, key_end=None, *, n_head, causal=True, scale=None, dropout=0.0):

@@ -173,16 +173,17 @@ def self_attention(qkv, key_start=None, key_end=None, *, n_head, causal=True, sc
     return out
 
 
-def cached_attention(q, k, v, k_cache, v_cache, position, key_start=None):
+def cached_attention(q, k, v, k_cache, v_cache, position, key_start=None, bias=None, *, scale=None):
     """A step of writing: k and v (B, T, K, D) go into the cache, in place; q (B, T, H, D) looks at all that is in it.
 
-    k_cache, v_cache: arrays (B, S, K, D). position: an array (1,), how many positions they hold already. Gradients do
-    not pass. -> (B, T, H, D). nn.KVCache.attend() calls it.
+    k_cache, v_cache: arrays (B, S, K, D). position: an array (1,), how many positions they hold already. bias (1, H, 1,
+    S) or None: that of a query at the last place of the cache; others, n places before, find theirs n places further.
+    Gradients do not pass. -> (B, T, H, D). nn.KVCache.attend() calls it.
     """
     if any(wants(q, k, v)):
         raise RuntimeError("cached_attention: gradients do not pass through a cache; use it inside `with no_grad():`")
     return Tensor._of(backend.of(k_cache).cached_attention(q.data, k.data, v.data, k_cache, v_cache, position,
-                                                           key_start))
+                                                           key_start, None if bias is None else bias.data, scale=scale))
 
 
 def attention_weights(q, k, bias=None, key_start=None, key_end=None, *, causal=False, scale=None):

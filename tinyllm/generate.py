@@ -22,7 +22,7 @@ from .beam import Beams
 from .modes import no_grad
 from .options import Options, need
 from .quantize import quantized
-from .recorded import Places
+from .recorded import Places, arrays_of
 from .tensor import Tensor
 from .warpers import ends, unpadded, warper
 
@@ -185,9 +185,10 @@ class Memory:
     def __init__(self, model, batch, length):
         self.model, self.batch, self.length, self.step = weakref.ref(model), batch, length, None
         self.cache, self.places = model.new_cache(batch, length), Places(model)
-        self.longest = getattr(getattr(model, "model", model).config, "n_positions", sys.maxsize)   # a Reading has one
-        if getattr(model, "steps_alike", False) and backend.of(self.cache[0].k).records:
-            self.step = backend.of(self.cache[0].k).capture(_step(self.model, self.cache))
+        whole = getattr(model, "model", model)                  # a Reading has one
+        self.longest = getattr(whole.config, "n_positions", sys.maxsize)
+        if getattr(model, "steps_alike", False) and backend.of(arrays_of(whole)[0]).records:
+            self.step = backend.of(arrays_of(whole)[0]).capture(_step(self.model, self.cache))
 
     @classmethod
     def of(cls, model, batch, length):

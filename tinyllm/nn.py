@@ -140,7 +140,7 @@ class KVCache:
         empty = backend.of(like).empty
         self.k = empty((batch, length, n_head, head_size), like.dtype)      # (B, S, H, D)
         self.v = empty((batch, length, n_head, head_size), like.dtype)
-        self.used = 0
+        self.length, self.used = length, 0
 
     def append(self, k, v):
         """Store the new positions' k and v (B, T, H, D); return those of all positions so far, as tensors."""
@@ -154,12 +154,15 @@ class KVCache:
         self.used = end
         return Tensor._of(self.k[:, :end]), Tensor._of(self.v[:, :end])
 
-    def attend(self, q, k, v, key_start=None, key_end=None, causal=True):
-        """Store the new positions' k and v (B, T, K, D); their q (B, T, H, D) looks at all positions so far."""
+    def attend(self, q, k, v, key_start=None, key_end=None, causal=True, bias=None, scale=None):
+        """Store the new positions' k and v (B, T, K, D); their q (B, T, H, D) looks at all positions so far.
+
+        bias: as in attention(); in a recorded step, as in cached_attention().
+        """
         if backend.is_array(self.used):
-            return F.cached_attention(q, k, v, self.k, self.v, self.used, key_start)
+            return F.cached_attention(q, k, v, self.k, self.v, self.used, key_start, bias, scale=scale)
         k, v = self.append(k, v)
-        return F.attention(q, k, v, None, key_start, key_end, causal=causal)
+        return F.attention(q, k, v, bias, key_start, key_end, causal=causal, scale=scale)
 
     def reorder(self, rows):
         """Let row i go on from what row rows[i] holds: rows (B,) integers."""

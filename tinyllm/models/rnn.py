@@ -17,9 +17,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .. import backend
 from .. import functional as F
 from ..config import Config
 from ..nn import GRU, LSTM, RNN, Dropout, Embedding, Linear, Module, normal
+from ..tensor import Tensor, wants
 from .inputs import prepare, token_ids
 
 
@@ -51,11 +53,46 @@ RNNConfig.PRESETS = {
 }
 
 
+class StateCache:
+    """The state of some texts. used: how many tokens it has seen, as in KVCache (nn.py).
+
+    Its arrays stay where they are, so that a step that reads and writes them can be recorded (generate.py).
+    """
+
+    def __init__(self):
+        self.arrays, self.used = None, 0            # (n_layer, B, H) each
+
+    def state(self):
+        """What the layers continue from; None before the first token"""
+        if not backend.is_array(self.used) and self.used == 0:
+            return None
+        state = tuple(map(Tensor._of, self.arrays))
+        return state if len(state) > 1 else state[0]
+
+    def keep(self, state, x):
+        """Store the state after the tokens for which the layers gave x (B, T, H)."""
+        if any(wants(x)):
+            raise RuntimeError("StateCache: gradients do not pass through a cache; use it inside `with no_grad():`")
+        arrays = [s.data for s in (state if isinstance(state, tuple) else (state,))]
+        if self.arrays is None:
+            self.arrays = [backend.of(array).copy(array) for array in arrays]
+        for ours, new in zip(self.arrays, arrays):
+            ours[:] = new
+        if not backend.is_array(self.used):
+            self.used += x.shape[1]
+
+    def reorder(self, rows):
+        """Let text i go on from the state of text rows[i]: rows (B,) integers."""
+        for array in self.arrays:
+            array[:] = array[:, backend.of(array).from_numpy(rows)]
+
+
 class RecurrentLM(Module):
     """Everything but the layers: model(ids) gives, at every position, the logits of the token that comes next."""
 
     layers = model_type = None
     prepare = prepare                   # a batch, for a recorded loss(): inputs.py
+    steps_alike = True                  # as in gpt.py
 
     def __init__(self, config):
         self.config = c = config
@@ -100,29 +137,29 @@ class RecurrentLM(Module):
         cache: from new_cache(); the ids continue the texts that it has seen. key_start (B,): where each row's text
         begins, counted from the first position of the cache, or of ids; before it stands padding. No mask can hide
         that from a state. So the ids are read in pieces, and where a text begins, its state is put back to zeros.
+        (A recorded step reads a token of each text, and all have begun.)
         """
-        state, seen = cache or (None, 0)
-        starts = np.zeros(len(ids), int) if key_start is None else key_start - seen         # in ids
+        state, used = (cache[0].state(), cache[0].used) if cache else (None, 0)
+        begun = key_start is None or backend.is_array(used)
+        starts = np.zeros(len(ids), int) if begun else key_start - used                     # in ids
         cuts = sorted({0, ids.shape[1], *starts[(0 < starts) & (starts < ids.shape[1])].tolist()})
         for begin, end in zip(cuts, cuts[1:]):
             if begin > 0:
-                begun = (starts < begin)[:, None]                                           # (B, 1)
-                state = tuple(s * begun for s in state) if isinstance(state, tuple) else state * begun
+                kept = (starts < begin)[:, None]                                            # (B, 1)
+                state = tuple(s * kept for s in state) if isinstance(state, tuple) else state * kept
             x, state = self.hidden(ids[:, begin:end], state)
-        if cache is not None:
-            cache[0] = state
-            cache[1] += ids.shape[1]
+        if cache:
+            cache[0].keep(state, x)
         return F.linear(x[:, -1], self.lm_head.weight)
 
     def new_cache(self, batch, length=None):
-        """A cache for new texts: their state, None so far, and how many tokens they have. The arguments change nothing.
-        """
-        return [None, 0]
+        """A cache for new texts: it holds their state, whatever the arguments are."""
+        return [StateCache()]
 
     def reorder_cache(self, cache, rows):
         """Let text i go on from what the cache holds of text rows[i]: rows (B,); for beam search."""
-        state = cache[0]
-        cache[0] = tuple(s[:, rows] for s in state) if isinstance(state, tuple) else state[:, rows]
+        for layer in cache:
+            layer.reorder(rows)
 
     def flops_per_token(self, context=None):
         """Floating-point operations of one training step per token (forward and backward), estimated; any context.

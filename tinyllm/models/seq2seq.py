@@ -33,8 +33,6 @@ class EncoderDecoder(Module):
     None: all are, and in encode() those before the padding.
     """
 
-    steps_alike = False         # as in gpt.py: whether a step of generate() differs from the next in arrays alone
-
     def forward(self, source, decoder_input):
         """Logits of what follows each token of the decoder's input: source (B, S), decoder_input (B, T) -> (B, T, V)"""
         return F.linear(self._decode(source, decoder_input), self.lm_head.weight)
@@ -86,13 +84,14 @@ class Reading:
     target's. The copies of one source stand together.
     """
 
+    steps_alike = True          # as in gpt.py
+
     def __init__(self, model, source, copies):
         rows = np.repeat(np.arange(len(source)), copies)
         key_end = text_lengths(source, model.config.pad_token_id)
         self.model, self.key_end = model, None if key_end is None else key_end[rows]        # (B * copies,)
         memory = model.encode(source)
         self.keys_values = model.keys_and_values(memory if copies == 1 else memory[rows])   # (B * copies, S, H, D)
-        self.steps_alike = model.steps_alike
 
     def next_logits(self, ids, cache=None, key_start=None):
         """The logits of the token after ids (B * copies, T), which follow what the cache holds: (B * copies, V)
@@ -145,8 +144,6 @@ Seq2SeqConfig.PRESETS = {
 
 class Seq2Seq(EncoderDecoder):
     """The first Transformer: model(source, decoder_input) -> logits; model.loss(source, targets) to train it."""
-
-    steps_alike = True
 
     def __init__(self, config):
         self.config = c = config

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .. import backend
 from .. import functional as F
 from ..config import Config
 from ..nn import Dropout, Embedding, Linear, Module, RMSNorm, normal
@@ -107,10 +108,17 @@ class Attention(Module):
         """(B, S, C) -> k and v (B, S, H, D)"""
         return self._heads(self.k(x)), self._heads(self.v(x))
 
-    def forward(self, x, k, v, bias=None, key_end=None, causal=False):
-        """Each position of x (B, T, C) looks at the keys that it may see: -> (B, T, C)"""
-        rate = self.config.dropout_rate if self.training else 0.0
-        y = F.attention(self._heads(self.q(x)), k, v, bias, None, key_end, causal=causal, scale=1.0, dropout=rate)
+    def forward(self, x, k, v, bias=None, key_end=None, causal=False, cache=None):
+        """Each position of x (B, T, C) looks at the keys that it may see: -> (B, T, C)
+
+        With a cache, k and v continue what it holds, and x looks at all of that.
+        """
+        q = self._heads(self.q(x))
+        if cache is not None:
+            y = cache.attend(q, k, v, None, key_end, causal, bias, scale=1.0)
+        else:
+            y = F.attention(q, k, v, bias, None, key_end, causal=causal, scale=1.0,
+                            dropout=self.config.dropout_rate if self.training else 0.0)
         return self.o(y.reshape(*x.shape[:2], -1))
 
     def position_bias(self, n_queries, n_keys, bidirectional):
@@ -156,9 +164,7 @@ class Block(Module):
         """(B, T, C) -> (B, T, C). memory_keys, in the decoder: (k, v), of which key_end limits the keys."""
         attention, normed = self.layer[0]["SelfAttention"], self.layer[0]["layer_norm"](x)
         k, v = attention.keys_and_values(normed)
-        if cache is not None:
-            k, v = cache.append(k, v)
-        x = x + self.drop(attention(normed, k, v, bias, None if self.decoder else key_end, causal=self.decoder))
+        x = x + self.drop(attention(normed, k, v, bias, None if self.decoder else key_end, self.decoder, cache))
         if self.decoder:
             attention, norm = self.layer[1]["EncDecAttention"], self.layer[1]["layer_norm"]
             x = x + self.drop(attention(norm(x), *memory_keys, None, key_end))
@@ -175,9 +181,10 @@ class Stack(Module):
 
     def forward(self, x, key_end=None, memory_keys=None, cache=None):
         """(B, T, C) -> (B, T, C)"""
-        T = x.shape[1]
-        n_keys = T + (cache[0].used if cache else 0)
-        bias = self.block[0].layer[0]["SelfAttention"].position_bias(T, n_keys, bidirectional=not self.decoder)
+        T, used = x.shape[1], cache[0].used if cache else 0
+        # in a recorded step, where `used` is an array, the bias is that of the cache's last place (KVCache.attend)
+        places = (1, cache[0].length) if backend.is_array(used) else (T, T + used)
+        bias = self.block[0].layer[0]["SelfAttention"].position_bias(*places, bidirectional=not self.decoder)
         x = self.drop(x)
         for i, block in enumerate(self.block):
             x = block(x, bias, key_end, memory_keys and memory_keys[i], cache and cache[i])

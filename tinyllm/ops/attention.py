@@ -189,16 +189,22 @@ def _attend_backward(dout, dq, dk, dv, dbias, core):
         dk[...] = dv[...] = 0
 
 
-def cached_attention(q, k, v, k_cache, v_cache, position, key_start=None):
+def cached_attention(q, k, v, k_cache, v_cache, position, key_start=None, bias=None, *, scale=None):
     """kv_append() and then attention_forward(), causal, over all that the cache holds: a step of writing.
 
     q (B, T, H, D); k, v (B, T, K, D); k_cache, v_cache (B, S, K, D), written to in place; position (1,) integer: how
-    many positions they hold already, position + T <= S; key_start (B,) or None. -> (B, T, H, D)
+    many positions they hold already, position + T <= S; key_start (B,) or None; bias (1, H, 1, S) or None: what is
+    added to the scores of a query at the last place of the cache. It shall depend on the distance of the key alone, so
+    that for a query n places before, it lies n places further. -> (B, T, H, D)
     The position is an array, and the cache is handed over whole, so that a step can be recorded (kernels/graph.py).
     """
-    first, last = int(position[0]), int(position[0]) + k.shape[1]
+    T, S, first = k.shape[1], k_cache.shape[1], int(position[0])
     kv_append(k_cache, v_cache, k, v, position=first)
-    return attention_forward(q, k_cache[:, :last], v_cache[:, :last], None, key_start, causal=True)[0]
+    if bias is not None:
+        distance = np.arange(first, first + T)[:, None] - np.arange(first + T)      # of the keys, to the left
+        bias = bias[:, :, 0, S - 1 - np.maximum(distance, 0)]                       # (1, H, T, first + T)
+    k, v = k_cache[:, :first + T], v_cache[:, :first + T]
+    return attention_forward(q, k, v, bias, key_start, causal=True, scale=scale)[0]
 
 
 def text_positions(position, key_start):
