@@ -87,8 +87,8 @@ def attention_decode_kernel(q_ptr, k_ptr, v_ptr, start_ptr, end_ptr, bias_ptr, n
         s = scores_of(q, k, queries[:, None], keys[None, :], start, end, None, sizes, strides[4], numbers[0], True)
         if bias_ptr is not None:
             distance = (queries + offset)[:, None] - keys[None, :]
-            places = bias_ptr + heads[:, None] * S + (S - 1) - distance
-            s += tl.load(places, mask=(distance >= 0) & real[:, None], other=0.0).to(tl.float32) * LOG2E
+            biases = bias_ptr + heads[:, None] * S + (S - 1) - distance
+            s += tl.load(biases, mask=(distance >= 0) & real[:, None], other=0.0).to(tl.float32) * LOG2E
         m_new = tl.maximum(m, tl.max(s, axis=1))
         p = tl.exp2(s - m_new[:, None])
         shrink = tl.exp2(m - m_new)
