@@ -33,14 +33,25 @@ CLOSE_UP = {" .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'", " n't": "n't
 MAX_WORD_LENGTH = 100  # BERT's: what is longer is no word
 CACHE_WORDS = 1 << 16  # bounds the memory; as in bpe.py, what came first stays
 
-CONTROL = regex.compile(r"(?![\t\n\r])[\p{Cc}\p{Cf}\p{Co}]|\ufffd")
-# Chinese characters, each of which is a word: BERT's ranges. Not in them: kana and Hangul, written in words or phrases.
-CHINESE = regex.compile(
-    "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002ceaf\U0002f800-\U0002fa1f]"
+# The published tokenizers know the signs, accents and controls of Unicode 8. Those that came later lie in these ranges;
+# for BERT they are letters. Two accents and two signs have become something else since.
+LATER = (
+    "\u05c8-\u05c9\u061d\u07fd\u0890-\u08e2\u09fd-\u09fe\u0a76\u0afa-\u0aff\u0b53-\u0b55\u0c04-\u0c3c\u0c77\u0c84"
+    "\u0d00\u0d3b-\u0d3c\u0d81\u0eba\u0ece\u180f-\u1886\u1abf-\u1af0\u1b4e-\u1b4f\u1b7d-\u1b7f\u1df6-\u1dfb"
+    "\u2e43-\u2e63\ua82c\ua8c5\ua8ff\ua9bd\U00010d24-\U00010f89\U00011070-\U00011074\U000110c2-\U000110cd\U000111c9"
+    "\U000111cf\U0001123e-\U00011241\U0001133b\U000113bb-\U0001145e\U00011660-\U0001166c\U000116b9"
+    "\U0001182f-\U00011fff\U00012ff1-\U0001612f\U00016d6d-\U00016f4f\U00016fe2-\U00016fe4\U0001cf00-\U0001d128"
+    "\U0001d25b-\U0001d25c\U0001e000-\U0001e6f5\U0001e944-\U0001e95f"
 )
-ACCENT = regex.compile(r"\p{Mn}")
+CONTROL = regex.compile(rf"(?V1)[[\p{{Cc}}\p{{Cf}}\p{{Co}}\ufffd]--[\t\n\r{LATER}]]")
+ACCENT = regex.compile(rf"(?V1)[[\p{{Mn}}\u1734\U0001171e]--[{LATER}]]")
+# Chinese characters, each of which is a word: BERT's ranges, with a gap at U+2B820 that the published tokenizers have.
+# Not in them: kana and Hangul, written in words or phrases.
+CHINESE = regex.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002b81f"
+                        "\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f]")
 # A sign is a word too. Unicode counts the nine of ASCII in front among the symbols; for BERT they are punctuation.
-WORD = regex.compile(r"[$+<=>^`|~\p{P}]|[^\s$+<=>^`|~\p{P}]+")
+SIGN = rf"[[\p{{P}}--[{LATER}]]$+<=>\^`|~\u166d\U000111c9]"
+WORD = regex.compile(rf"(?V1){SIGN}|[^\s{SIGN}]+")
 
 
 def words(text: str, lowercase: bool = True) -> list[str]:
