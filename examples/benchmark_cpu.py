@@ -15,6 +15,7 @@ fewer, so of one matrix in four the second core waited for the first), pieces of
 No faster: pieces of 700,000, other sizes of the two cores' parts.
 """
 import contextlib
+import ctypes
 import importlib.util
 import json
 import os
@@ -259,13 +260,25 @@ def machine():
     """What the figures belong to."""
     import numpy
     import torch
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
+    cpuinfo, facts = Path("/proc/cpuinfo"), {}
     if cpuinfo.exists():
-        name = next((line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines()
-                     if "model name" in line), name)
-    return {"processor": name, "cores": os.cpu_count(), "python": platform.python_version(), "numpy": numpy.__version__,
-            "torch": torch.__version__}
+        facts = dict(map(str.strip, line.split(":", 1)) for line in cpuinfo.read_text().splitlines() if ":" in line)
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in facts:           # a rented machine says "AMD EPYC", whichever it is
+        name += f", family {facts['cpu family']}, model {facts['model']}"
+    return {"processor": name, "blas": blas_kernels(), "cores": os.cpu_count(), "python": platform.python_version(),
+            "numpy": numpy.__version__, "torch": torch.__version__}
+
+
+def blas_kernels():
+    """The processor for which NumPy's OpenBLAS multiplies: by its own choice, or by OPENBLAS_CORETYPE."""
+    from numpy._core import _multiarray_umath
+    try:
+        name = ctypes.CDLL(_multiarray_umath.__file__).scipy_openblas_get_corename64_
+    except (AttributeError, OSError):
+        return "unknown"
+    name.restype = ctypes.c_char_p
+    return f"OpenBLAS for {name().decode()}"
 
 
 def run(jobs, threads, turns):
