@@ -133,7 +133,7 @@ def expectation(args, config):
     """What a run with the default settings comes to."""
     defaults = (config == train.TrainConfig() and args.tokenizer == "char" and args.preset == "tiny"
                 and not (args.text or args.context or args.bias) and args.backend == "numpy")
-    return ", and ends at about 1.42 on text the model has not seen, in 3 to 4 minutes on two cores" if defaults else ""
+    return ", and ends at about 1.42 on text the model has not seen, in 1 to 4 minutes on two cores" if defaults else ""
 
 
 def report(model, val_data, tokenizer, loss, config):

@@ -1,6 +1,6 @@
 """8. From one text to another: an encoder-decoder learns to read numbers and dates.
 
-    python examples/8_sequence_to_sequence.py                       both models, about five minutes
+    python examples/8_sequence_to_sequence.py                       both models, one to five minutes
     python examples/8_sequence_to_sequence.py --model t5            one of them
     python examples/8_sequence_to_sequence.py --ask "number: nine hundred and six" --ask "date: 5th of May 2021"
 
@@ -184,7 +184,7 @@ def main():
     print(f"Pairs: {len(examples):,} to learn from, {len(questions):,} to be asked about. For example:")
     for source, target in examples[:4]:
         print(f"  {source}  ->  {target}")
-    print("Expect: two to four minutes for both; the loss starts near 4, and the rules of the tasks are found between "
+    print("Expect: one to five minutes for both; the loss starts near 4, and the rules of the tasks are found between "
           "loss 1 and 0.1.\n")
     found = []
     for name in ("seq2seq", "t5") if args.model == "both" else (args.model,):
