@@ -1,6 +1,6 @@
 """How fast is it? The engine against torch, in one run on one machine.
 
-    python examples/benchmark.py cpu            two training steps and decoding in NumPy; about five minutes
+    python examples/benchmark.py cpu            training steps and writing in NumPy; eleven minutes
     python examples/benchmark.py gpu            training steps and every kernel, in Triton; five minutes (--seconds)
     python examples/benchmark.py gpu --smoke    the same at tiny sizes, also without a GPU: do all jobs run and agree?
     python examples/benchmark.py cpu --jobs C1 --threads 1          some of it; also gpu --jobs linear attention
@@ -13,10 +13,11 @@ instead, both sides taking turns in the same run; and for a kernel the share of 
 side measures stands in benchmark_cpu.py and benchmark_gpu.py, what the GPU's jobs are in benchmark_step.py (training
 steps), benchmark_models.py, benchmark_decode.py (writing), benchmark_optimizer.py and benchmark_jobs.py (kernels).
 
-Leaves behind, in the folder --out (default: runs): benchmark_cpu.json and .png, or benchmark_gpu.json and .png, or
-benchmark_curves.json and .png; gpu writes the former after every row, so that a run that was killed keeps what it has.
-With --all there are all of them, and what people ask for first stands at the top of benchmark_gpu.json, "headline". The
-exit code of gpu is 1 if a kernel failed, or could not be shown to agree with torch, and with --all if any part failed.
+Leaves behind, in the folder --out (default: runs): benchmark_cpu.json and .png, benchmark_gpu.json and .png,
+benchmark_curves.json and .png, or benchmark_tune.json; gpu writes its figures after every row, so that a run that was
+killed keeps what it has. gpu --all writes those of curves, too, and what people ask for first stands at the top of
+benchmark_gpu.json, "headline". The exit code of gpu is 1 if a kernel failed, or could not be shown to agree with torch,
+and with --all if any part failed.
 """
 import argparse
 import json
@@ -125,6 +126,7 @@ def everything(args):
     path = file_in(args.out, "benchmark_gpu.json")
     report, code = benchmark_all.run(args, lambda report: write_json(path, report))
     if "curves" in report:
+        write_json(file_in(args.out, "benchmark_curves.json"), report["curves"])
         picture_of_curves(file_in(args.out, "benchmark_curves.png"), report["curves"])
     if report["results"]:
         print(write_picture(path.with_suffix(".png"), benchmark_report.picture, report, report["results"]))

@@ -98,7 +98,7 @@ def swiglu_slopes(dout, gate, x):
 
 
 def swiglu_forward(gate, x, *, needs=(True, True)):
-    """out = silu(gate) * x, two arrays of one shape (Shazeer 2020, eq. 6)."""
+    """out = silu(gate) * x, two arrays of one shape (Shazeer 2020, eq. 5)."""
     return map_(swiglu, gate, x), (gate, x)
 
 

@@ -2,12 +2,12 @@
 
 Nothing is tuned while a user waits; `python examples/benchmark.py tune` looks for better rows on the card that it runs
 on, and writes them here. A row holds for one kernel, one kind of GPU, one kind of numbers and one bucket of
-sizes; the tests compile every row for every GPU that it is for.
+sizes; the tests compile the rows of 16-bit numbers for the GPUs that they are for, all others with --thorough.
 
     kernel     the function's name without "_kernel", perhaps with what it does besides: "attention_dq+bias"; without a
                row for that, the plain kernel's holds
     GPU        "sm_80" (A100, 163 KB of shared memory a block), "sm_86" (consumer cards, also sm_89: 99 KB), "sm_120"
-               (later ones; where it has no row, sm_86's), "sm_90" (H100, H200: 227 KB), "interpreter" (large blocks: it
+               (later ones; where it has no row, sm_86's), "sm_90" (H100, H200, and capability 10: 227 KB), "interpreter" (large blocks: it
                pays by the operation, not by the number), or "any"
     numbers    "half" (bfloat16 and float16: tensor cores) or "float32" (IEEE, hence no tensor cores), or "any"
     up to      the bucket: the row holds for sizes up to this one; what size it is, the kernel's own file says

@@ -64,7 +64,7 @@ def naive_cross_entropy_kernel(logits_ptr, dlogits_ptr, targets_ptr, losses_ptr,
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     no_row_overhang = rows < n_rows
     targets = tl.load(targets_ptr + rows, mask=no_row_overhang, other=ignore_index).to(tl.int64)
-    start = rows[:, None].to(tl.int64) * stride         # 64 bits: 42,690 rows of 50,304 logits pass 2^31
+    start = rows[:, None].to(tl.int64) * stride         # 64 bits: 42,691 rows of 50,304 logits pass 2^31
     m = tl.zeros((BLOCK_ROWS,), dtype=tl.float32) + LOWEST
     l = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
     target_logit = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)

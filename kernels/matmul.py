@@ -72,7 +72,7 @@ def matmul_kernel(a_ptr, b_ptr, bias_ptr, pre_ptr, out_ptr, M, N, K, out_rows, b
     columns = tile_column * BLOCK_N + tl.arange(0, BLOCK_N)
     ks = tl.arange(0, BLOCK_K)
     # Rows and columns that hang over start again from the first: what they give is not stored, and loads need no mask
-    # for them. 64 bits, because row times stride passes 2^31: 42,690 tokens of 50,304 logits do.
+    # for them. 64 bits, because row times stride passes 2^31: 42,691 tokens of 50,304 logits do.
     a_ptrs = (a_ptr + outer * a_strides[0] + inner * a_strides[1]
               + (rows % M).to(tl.int64)[:, None] * a_strides[2] + ks.to(tl.int64)[None, :] * a_strides[3])
     b_ptrs = (b_ptr + outer * b_strides[0] + inner * b_strides[1]

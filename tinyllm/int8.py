@@ -7,7 +7,7 @@ can be read decides everything. Rounded to 8 bits they are a quarter as much to 
 
 Each row, which makes one output, has a scale of its own, so that a row of small weights is not measured by the largest
 weight of another. No weight moves by more than scale_o / 2, 1/254 of the largest in its row. Activations stay as they
-are. Source: Dettmers et al. 2022, "LLM.int8()", arXiv:2208.07339, section 2 (there, for activations as well).
+are. Source: Dettmers et al. 2022, "LLM.int8()", arXiv:2208.07339, section 3.1 (there, for activations as well).
 """
 import numpy as np
 

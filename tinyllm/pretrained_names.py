@@ -25,7 +25,7 @@ class Family:
     architectures: dict                 # class here -> class there
     fields: dict                        # field of the configuration here -> field of config.json
     fixed: dict = field(default_factory=dict)       # fields here that are no choice there, and their values
-    defaults: dict = field(default_factory=dict)    # fields of config.json that may be left out, if here it is another
+    defaults: dict = field(default_factory=dict)    # of fields that config.json may leave out, where ours differ
     only: dict = field(default_factory=dict)        # fields of config.json -> the values that exist here, too
     read: Callable = nothing_else       # settings in config.json -> further fields here
     write: Callable = nothing_else      # model -> further fields of config.json

@@ -1,6 +1,6 @@
 """What changed between GPT-2 and Llama (Touvron et al. 2023, arXiv:2302.13971): the parts that gpt.py takes instead.
 
-Each is an option of GPTConfig by itself; all of them together are Llama (the preset "llama-tiny"):
+Each is an option of GPTConfig by itself; all of them together are Llama (the preset "llama-tiny", but for its head):
 
     norm="rms_norm"             RMSNorm, which leaves out the mean (nn.py)
     position="rotary"           no table of positions: attention turns queries and keys by an angle that grows with the

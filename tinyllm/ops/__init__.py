@@ -3,9 +3,9 @@
     out, saved = X_forward(*arrays, **options)      `saved` is whatever the backward pass needs
     gradients  = X_backward(*douts, saved)          one per array, None where there is none
 
-The simplest file, elementwise.py, shows the pattern; then matmul, linear, embedding, norm, activation, softmax,
-attention, loss, recurrent. Inputs, incoming gradients and `saved` are never written. The exceptions say so in their
-first line: the optimizer steps, kv_append, kv_reorder and cached_attention.
+The simplest file, elementwise.py, shows the pattern; then matmul, linear, embedding, activation, norm, softmax,
+attention, recurrent, loss. Inputs, incoming gradients and `saved` are never written. The exceptions say so, IN PLACE:
+the optimizer steps, kv_append, kv_reorder and cached_attention, and the buffers for gradients, `into`.
 """
 from .activation import *       # noqa: F401, F403
 from .attention import *        # noqa: F401, F403

@@ -97,7 +97,7 @@ def silu_backward(dout, saved):
 
 
 def swiglu_forward(gate, x, *, needs=(True, True)):
-    """out = silu(gate) * x, two arrays of one shape (Shazeer 2020, "GLU variants improve transformer", eq. 6)."""
+    """out = silu(gate) * x, two arrays of one shape (Shazeer 2020, "GLU variants improve transformer", eq. 5)."""
     activated, (slope,) = silu_forward(gate, needs=(any(needs),))
     return activated * x, (activated, slope, x)
 

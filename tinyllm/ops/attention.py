@@ -192,7 +192,7 @@ def _attend_backward(dout, dq, dk, dv, dbias, core):
 def cached_attention(q, k, v, k_cache, v_cache, position, key_start=None, bias=None, *, scale=None):
     """kv_append() and then attention_forward(), causal, over all that the cache holds: a step of writing.
 
-    q (B, T, H, D); k, v (B, T, K, D); k_cache, v_cache (B, S, K, D), written to in place; position (1,) integer: how
+    q (B, T, H, D); k, v (B, T, K, D); k_cache, v_cache (B, S, K, D), written IN PLACE; position (1,) integer: how
     many positions they hold already, position + T <= S; key_start (B,) or None; bias (1, H, 1, S) or None: what is
     added to the scores of a query at the last place of the cache. It shall depend on the distance of the key alone, so
     that for a query n places before, it lies n places further. -> (B, T, H, D)
@@ -216,7 +216,7 @@ def text_positions(position, key_start):
 
 
 def kv_append(k_cache, v_cache, k, v, *, position):
-    """Write new keys and values into the cache, in place, behind the `position` that it holds already.
+    """Write new keys and values into the cache, IN PLACE, behind the `position` that it holds already.
 
     k_cache, v_cache (B, S, K, D); k, v (B, T, K, D) with position + T <= S.
     """
@@ -225,7 +225,7 @@ def kv_append(k_cache, v_cache, k, v, *, position):
 
 
 def kv_reorder(k_cache, v_cache, rows, *, length):
-    """Let row i of the cache, in place, hold the first `length` positions that row rows[i] held: for beam search.
+    """Let row i of the cache, IN PLACE, hold the first `length` positions that row rows[i] held: for beam search.
 
     k_cache, v_cache (B, S, K, D); rows (B,) int64, in which a row may occur often, or not at all.
     """

@@ -1,7 +1,7 @@
 """Where arrays come from: one allocator for every output and workspace, and the few words each backend knows.
 
-A backend is a module. `tinyllm.ops` is the NumPy one, `tinyllm.kernels` the Triton one, and both offer the functions of
-this file under the same names, next to the operations themselves. Everything above them asks for a name.
+A backend is a module. `tinyllm.ops` is the NumPy one, `tinyllm.kernels` the Triton one, and both offer what stands here
+from empty() to capture() under the same names, next to the operations. Everything above them asks for a name.
 """
 import ctypes
 import sys

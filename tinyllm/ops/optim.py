@@ -18,7 +18,7 @@ def grad_norm(grad):
 
 def adamw_step(param, grad, exp_avg, exp_avg_sq, hyper, norm=None, working=None, *,
                beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, decoupled=True, max_norm=0.0):
-    """One AdamW step on flat buffers (P,); param, exp_avg (m), exp_avg_sq (v) and working are updated in place.
+    """One AdamW step on flat buffers (P,); param, exp_avg (m), exp_avg_sq (v) and working are updated IN PLACE.
 
         g = grad * min(1, max_norm / norm)              clipping, if max_norm > 0
         m = beta1 m + (1 - beta1) g                     a running mean of the gradient ...
@@ -65,7 +65,7 @@ def adamw_step(param, grad, exp_avg, exp_avg_sq, hyper, norm=None, working=None,
 
 def sgd_step(param, grad, velocity, hyper, norm=None, working=None, *, momentum=0.0, nesterov=False, weight_decay=0.0,
              max_norm=0.0):
-    """One step of stochastic gradient descent on flat buffers (P,); param, velocity and working are updated in place.
+    """One step of stochastic gradient descent on flat buffers (P,); param, velocity and working are updated IN PLACE.
 
         g = grad * min(1, max_norm / norm) + weight_decay * param
         velocity = momentum * velocity + g              a heavy ball that keeps rolling (Polyak 1964)

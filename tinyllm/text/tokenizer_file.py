@@ -1,7 +1,8 @@
 """What the tokenizers share: how one is stored, how text and ids are checked, how a token is shown.
 
-A tokenizer is a folder with two files. ``tokenizer.json`` is for programs: one JSON object, whose "type" says which
-class reads it. ``vocabulary.txt`` is for people, and no program reads it: each line is an id and its token.
+A tokenizer is a folder. ``tokenizer.json`` is for programs: one JSON object, whose "type" says which class reads it.
+``vocabulary.txt`` is for people, and no program reads it: each line is an id and its token. (WordPiece adds
+``vocab.txt``, which other libraries read.)
 
     {"type": "char", "characters": "\\n Fabc"}
 """
