@@ -21,9 +21,9 @@ a longer memory and of more text. Written into one folder (--out): history.png, 
 Why does counting win on Python's pages? They repeat themselves: 40 % of the runs of 12 characters that are asked about
 occur word for word in the part that was counted, as many pages have much the same sentences. Whoever looks up what came
 next there is right, and that is all that an n-gram does: order 12 reaches 1.62 bits, order 5 1.78, and an LSTM in its
-90 seconds 1.73 to 1.82. Shakespeare says things once. There it is 11 %, and beyond order 6 a longer memory finds nothing more
-to look up: 2.23 bits, with 6 as with 12. An LSTM, for which two contexts are not equal or different but more or less
-alike, gets past that in five minutes (2.19), and the modern GPT has caught up (2.23).
+90 seconds 1.73 to 1.82. Shakespeare says things once. There it is 11 %, and beyond order 6 a longer memory finds
+nothing more to look up: 2.23 bits, with 6 as with 12. An LSTM, for which two contexts are not equal or different but
+more or less alike, gets past that in five minutes (2.19), and the modern GPT has caught up (2.23).
 """
 import argparse
 import json

@@ -7,8 +7,8 @@ sizes; the tests compile the rows of 16-bit numbers for the GPUs that they are f
     kernel     the function's name without "_kernel", perhaps with what it does besides: "attention_dq+bias"; without a
                row for that, the plain kernel's holds
     GPU        "sm_80" (A100, 163 KB of shared memory a block), "sm_86" (consumer cards, also sm_89: 99 KB), "sm_120"
-               (later ones; where it has no row, sm_86's), "sm_90" (H100, H200, and capability 10: 227 KB), "interpreter" (large blocks: it
-               pays by the operation, not by the number), or "any"
+               (later ones; where it has no row, sm_86's), "sm_90" (H100, H200, and capability 10: 227 KB),
+               "interpreter" (large blocks: it pays by the operation, not by the number), or "any"
     numbers    "half" (bfloat16 and float16: tensor cores) or "float32" (IEEE, hence no tensor cores), or "any"
     up to      the bucket: the row holds for sizes up to this one; what size it is, the kernel's own file says
 """

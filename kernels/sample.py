@@ -42,7 +42,7 @@ from .last import comes_last, counters
 from .random import random_bits, random_words
 from .shortlist import entries, key_of, kth_largest, last_equal, last_kept, score, shortlist
 
-BLOCK = 4096        # logits of a program: 512 threads with 8 each, which leaves registers for the draw
+BLOCK = 4096        # logits of a program: 256 threads with 16 each; 512 with 8 would lack registers for the draw
 GREEDY = 8192       # the same, without one
 GROUP = 32          # neighbours of which the maximum is kept
 PLACES = 2048       # of all shortlists together, looked at at once: few, so that a question is soon answered
@@ -192,7 +192,7 @@ def sample(logits, rng, *, temperature=1.0, top_k=None, top_p=None, min_p=None, 
     top_k, top_p, cut = float(min(top_k or V, V)), float(top_p or 1.0), (top_k or V) < V or (top_p or 1.0) < 1.0
     temperature = max(float(temperature), 1e-30)       # colder changes no draw, and float32 would take it for 0
     parts = triton.cdiv(V, block)
-    tiles = {"GROUP": GROUP, "BLOCK": block, "PARTS": triton.next_power_of_2(parts), "num_warps": 16}
+    tiles = {"GROUP": GROUP, "BLOCK": block, "PARTS": triton.next_power_of_2(parts), "num_warps": 8}
     survey, counted = runtime.empty((B, 3)), counters(B)
     survey_kernel[(B, parts)](logits, logits.stride(0), runtime.empty((B, parts, block // GROUP)),
                               runtime.empty((B, parts, 2)), counted, survey, V, temperature, top_k, top_p,

@@ -1,8 +1,8 @@
 """The switch between the two paths: which module computes with an array.
 
 A backend is a module that offers every operation by name (linear_forward, linear_backward, ...) and the functions of
-ops/memory.py that have to do with where arrays lie (empty, from_numpy, to_numpy, copy, own, capture, records). `tinyllm.ops` is the NumPy one. `tinyllm.kernels`, the
-Triton one, is imported when somebody first asks for it; without it the engine needs neither torch nor triton.
+ops/memory.py from empty() to capture(). `tinyllm.ops` is the NumPy one. `tinyllm.kernels`, the Triton one, is imported
+when somebody first asks for it; without it the engine needs neither torch nor triton.
 """
 import importlib
 
