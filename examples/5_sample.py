@@ -122,7 +122,8 @@ def in_int8(model, tokenizer, prompt, ends):
         return small                            # no model that writes, as stream() will say
     with tinyllm.no_grad():
         before, after = (metrics.perplexity(m.loss(*batch).item()) for m in (model, small))
-    print(f"int8: a perplexity of {after:.3f} instead of {before:.3f} on {batch[1].size} tokens {what}", file=sys.stderr)
+    print(f"int8: a perplexity of {after:.3f} instead of {before:.3f} on {batch[1].size} tokens {what}",
+          file=sys.stderr)
     return small
 
 

@@ -86,8 +86,8 @@ def matmul_tma_kernel(a_desc, b_desc, bias_ptr, pre_desc, out_desc, M, N, K, LAY
 def weight_gradient_kernel(a_desc, b_desc, out_desc, M, N, K, first_tiles, first_part, other_part,
                            LAYOUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
                            GROUP_M: tl.constexpr, FLATTEN: tl.constexpr):
-    """out += a b, in float32. A job is a part of a tile: first_part long along K for the first tiles, other_part for the
-    others.
+    """out += a b, in float32. A job is a part of a tile: first_part long along K for the first tiles, other_part for
+    the others.
     """
     n_first = first_tiles * tl.cdiv(K, first_part)
     other_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N) - first_tiles

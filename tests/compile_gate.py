@@ -112,7 +112,8 @@ def overwrites_an_operand(machine_code):
 
 
 def counts_out_of_order(ptx):
-    """How many counters there are (kernels/last.py) without a barrier before and behind them, or that publish nothing."""
+    """How many counters (kernels/last.py) there are without a barrier before and behind them, or that publish nothing.
+    """
     ordered = r"bar\.sync[^{}]*?atom\.global\.gpu\.acq_rel\.add\.[us]32[^{}]*?bar\.sync"
     return len(re.findall(r"atom\.\S*add\.[us]32", ptx)) - len(re.findall(ordered, ptx))
 

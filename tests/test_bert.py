@@ -27,8 +27,9 @@ TARGETS = {     # for each head: right, wrong, nothing to tell
 
 
 def config(**changes):
-    return BERTConfig(**{**dict(vocab_size=13, hidden_size=12, num_hidden_layers=2, num_attention_heads=3,
-                                intermediate_size=20, max_position_embeddings=8, num_labels=3), **NO_DROPOUT, **changes})
+    sizes = dict(vocab_size=13, hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=20,
+                 max_position_embeddings=8, num_labels=3)
+    return BERTConfig(**{**sizes, **NO_DROPOUT, **changes})
 
 
 def moved(kind=BERT, dtype=np.float64, **changes):
@@ -108,8 +109,9 @@ def test_names_and_outputs_are_those_of_transformers(kind, name, act):
 
 LAYER_NAMES = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
                "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm"]
-HEADS = {BERT: ["cls.predictions.bias", "cls.predictions.transform.dense.weight", "cls.predictions.transform.dense.bias",
-                "cls.predictions.transform.LayerNorm.weight", "cls.predictions.transform.LayerNorm.bias"],
+HEADS = {BERT: ["cls.predictions.bias", "cls.predictions.transform.dense.weight",
+                "cls.predictions.transform.dense.bias", "cls.predictions.transform.LayerNorm.weight",
+                "cls.predictions.transform.LayerNorm.bias"],
          SequenceClassification: ["bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight",
                                   "classifier.bias"],
          TokenClassification: ["classifier.weight", "classifier.bias"],

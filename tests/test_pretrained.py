@@ -236,7 +236,7 @@ def test_loading_draws_nothing_and_wants_no_memory(tmp_path):
 
 
 def test_numbers_across_word_borders_are_read_past_the_map(tmp_path):
-    """GPT-2's published file begins its data at 3 mod 4. A copy of what is mapped would be in memory besides the map."""
+    """GPT-2's published file begins its data at 3 mod 4. A copy of what is mapped would be there besides the map."""
     model = GPT(GPTConfig(vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2))
     model.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"

@@ -48,7 +48,8 @@ def test_texts_of_one_length(kind):
 @KINDS
 def test_a_step_is_recorded_whatever_the_model(kind, monkeypatch):
     steps, call = [], Captured.__call__
-    monkeypatch.setattr(Captured, "__call__", lambda self, *a: (steps.append([np.shape(x) for x in a]), call(self, *a))[1])
+    monkeypatch.setattr(Captured, "__call__",
+                        lambda self, *a: (steps.append([np.shape(x) for x in a]), call(self, *a))[1])
     write(make(kind, "triton", None), [[5, 6, 7]], 4, temperature=0)
     assert [shapes for shapes in steps if shapes[0] == (1, 1)] == [[(1, 1), (1,), ()]] * 3      # all but the first
 
@@ -136,7 +137,8 @@ def test_cached_attention_is_that_of_numpy(dtype, T, S, group, size, has_bias):
         expected = ops.cached_attention(q, k, v, *caches, place, start, bias if has_bias else None, scale=0.3)
         with small_tiles(), pytest.MonkeyPatch.context() as patch:
             patch.setattr(runtime, "n_multiprocessors", lambda: processors)
-            out = kernels.cached_attention(*there[:5], put(place), put(start), there[5] if has_bias else None, scale=0.3)
+            out = kernels.cached_attention(*there[:5], put(place), put(start), there[5] if has_bias else None,
+                                           scale=0.3)
         error = np.abs(kernels.to_numpy(out) - expected).max()
         assert error < (1e-5 if dtype == "float32" else 2e-2), error
         for ours, theirs in zip(there[3:5], caches):

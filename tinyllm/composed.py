@@ -147,7 +147,7 @@ def cached_attention(q, k, v, k_cache, v_cache, position, key_start=None, bias=N
     k, v = (concatenate([Tensor._of(cache[:, :position[0]]), new], axis=1)
             for cache, new in ((k_cache, k), (v_cache, v)))
     if bias is not None:
-        distance = np.arange(q.shape[1])[:, None] + position[0] - np.arange(k.shape[1])         # of the keys, to the left
+        distance = np.arange(q.shape[1])[:, None] + position[0] - np.arange(k.shape[1])     # of the keys, to the left
         bias = bias[:, :, 0, bias.shape[3] - 1 - np.maximum(distance, 0)]
     return attention(q, k, v, bias, key_start, causal=True, scale=scale)
 

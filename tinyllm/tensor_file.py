@@ -45,8 +45,8 @@ class StoredTensor:
     def read(self):
         """The numbers as float32, of this shape: for F32 a view of the map, for other floats a widened copy.
 
-        Old files, such as that of GPT-2, do not pad the header, so that numbers lie across word borders, where BLAS cannot
-        use them: these are read into memory of their own, past the map, which would stay in memory besides.
+        Old files, such as that of GPT-2, do not pad the header, so that numbers lie across word borders, where BLAS
+        cannot use them: these are read into memory of their own, past the map, which would stay in memory besides.
 
         ValueError if the tensor holds no floating-point numbers.
         """
