@@ -13,11 +13,11 @@ from tinyllm.text import CharTokenizer
 V = 11
 
 
-def model(n_positions=8):
+def model(n_positions=8, **changes):
     """Wide initial weights, so that the logits differ clearly; float64, so that rounding decides nothing."""
     manual_seed(5)
     shape = dict(vocab_size=V, n_positions=n_positions, n_embd=16, n_layer=2, n_head=2, initializer_range=0.4)
-    return GPT(GPTConfig(**shape)).to("numpy", np.float64)
+    return GPT(GPTConfig(**{**shape, **changes})).to("numpy", np.float64)
 
 
 def quiet(*args, **options):
@@ -144,12 +144,21 @@ def test_the_mode_is_put_back(training):
     assert all(part.training == training for part in gpt.modules())
     half_read = stream(gpt, [1], 5)
     next(half_read)
-    assert not gpt.training                         # no dropout while it writes
-    half_read.close()
     assert all(part.training == training for part in gpt.modules())
     with pytest.raises(IndexError):
         generate(gpt, [V], 2)
     assert all(part.training == training for part in gpt.modules())
+
+
+def test_no_dropout_while_streams_of_one_model_take_turns():
+    gpt = model(16, embd_pdrop=0.5, attn_pdrop=0.5, resid_pdrop=0.5).train()
+    alone = np.stack(list(stream(gpt, [1, 2], 8, temperature=0)))
+    first, second = (stream(gpt, prompt, 8, temperature=0) for prompt in ([3], [1, 2]))
+    next(first)
+    text = [next(second)]
+    first.close()
+    np.testing.assert_array_equal(np.stack([*text, *second]), alone)
+    assert gpt.training and gpt.drop.training
 
 
 def test_wrong_requests_are_explained():
@@ -304,6 +313,9 @@ def test_prompts_and_models_that_do_not_fit_are_explained():
         generate(model(), [[1, 2], [3]], 2)
     with pytest.raises(ValueError, match=r"T at least 1, not \(0,\)"):
         generate(model(), [[1, 2], []], 2)
+    for pad in (-1, V):
+        with pytest.raises(ValueError, match=f"pad_token_id={pad} is no token of this model; any from 0 to {V - 1}"):
+            generate(model(), [[1, 2], [3]], 2, pad_token_id=pad)
     with pytest.raises(ValueError, match="the prompt must be token ids, not float64"):
         generate(model(), [[1, 2], [0.5]], 2)
     with pytest.raises(ValueError, match="top_p above 0 and at most 1; got .*top_p=2"):

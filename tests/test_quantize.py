@@ -109,6 +109,12 @@ def test_float32_stays_float32_and_nothing_given_is_written(rows):
     assert_near("out", out, *allowed(arrays))
 
 
+def test_sums_of_float16_do_not_overflow_before_they_are_scaled():
+    weight = Int8.of(Tensor(np.full((2, 768), 0.5, np.float16)))
+    out = ops.linear_int8(np.ones((3, 768), np.float16), weight.values, weight.scale)
+    assert out.dtype == np.float16 and (out == 384).all()
+
+
 @pytest.mark.parametrize("layout", ["plain", "transposed", "strided", "reversed"])
 @pytest.mark.parametrize("n", [0, 1, 2, 8, 9])
 def test_few_rows_of_a_float_layer(n, layout):

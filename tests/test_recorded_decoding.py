@@ -95,6 +95,23 @@ def test_other_weights_are_recorded_anew():
     assert recorded(model) is not steps
 
 
+@pytest.mark.parametrize("kind", ["gpt", "t5"])
+def test_parameters_that_move_in_the_middle_of_a_text(kind, monkeypatch):
+    times, record = [], Memory._record
+    monkeypatch.setattr(Memory, "_record", lambda self: (times.append(1), record(self)))
+    model, moves = make(kind, "triton", None), Tensor.moves
+    expected = [tokens.item() for tokens in stream(model, [5, 6], 6, temperature=0)]
+    assert len(times) == 1 and Tensor.moves == moves            # so that a token costs one comparison
+    half_read = stream(model, [5, 6], 6, temperature=0)
+    tokens = [next(half_read).item() for _ in range(3)]
+    times.clear()
+    optim.SGD(make(kind).parameters(), lr=0.1)                  # another model's
+    tokens.append(next(half_read).item())
+    assert not times
+    optim.SGD(model.parameters(), lr=0.1)
+    assert tokens + [token.item() for token in half_read] == expected and len(times) == 1
+
+
 def test_two_streams_of_one_model_do_not_share_a_cache():
     model = make("gpt", "triton", None)
     alone = [np.stack(list(stream(model, prompt, 4, seed=1))) for prompt in ([5, 6], [8, 9])]

@@ -58,9 +58,12 @@ def generate(model, ids, max_new_tokens=None, **options):
 
 def _write(model, reader, chooser, texts, steps):
     """The loop: texts (B, T); yields the new tokens (B,) of each round."""
-    with model.evaluating(), reader:
+    evaluating = model.evaluating()
+    with reader:
         for step in range(steps):
-            rows, tokens = chooser(reader(texts), texts, step)
+            with evaluating:        # but not while a caller has the token: it may train, or let another text go on
+                logits = reader(texts)
+            rows, tokens = chooser(logits, texts, step)
             if rows is not None:
                 texts = texts[rows]
                 reader.reorder(rows)
@@ -184,11 +187,10 @@ class Memory:
 
     def __init__(self, model, batch, length):
         self.model, self.batch, self.length, self.step = weakref.ref(model), batch, length, None
-        self.cache, self.places = model.new_cache(batch, length), Places(model)
-        whole = getattr(model, "model", model)                  # a Reading has one
-        self.longest = getattr(whole.config, "n_positions", sys.maxsize)
-        if getattr(model, "steps_alike", False) and backend.of(arrays_of(whole)[0]).records:
-            self.step = backend.of(arrays_of(whole)[0]).capture(_step(self.model, self.cache))
+        self.cache = model.new_cache(batch, length)
+        self.longest = getattr(getattr(model, "model", model).config, "n_positions", sys.maxsize)
+        if getattr(model, "steps_alike", False) and backend.of(arrays_of(model)[0]).records:
+            self._record()
 
     @classmethod
     def of(cls, model, batch, length):
@@ -199,6 +201,10 @@ class Memory:
             return cls(model, batch, length)
         memory.forget()
         return memory
+
+    def _record(self):
+        self.places, self.moves = Places(self.model()), Tensor.moves
+        self.step = backend.of(arrays_of(self.model())[0]).capture(_step(self.model, self.cache))
 
     def _serves(self, model, batch, length):
         return self.batch == batch and self.length >= length and self.places.hold(model)
@@ -220,6 +226,10 @@ class Memory:
         used = 0 if self.step is None or modes.looking() else self.cache[0].used
         if used == 0 or ids.shape[1] > 1 or used >= self.longest:       # too long: the model says so
             return self.model().next_logits(ids, self.cache, key_start)
+        if self.moves != Tensor.moves:          # in the middle of a text, something has moved
+            self.moves = Tensor.moves
+            if not self.places.hold(self.model()):
+                self._record()
         logits = self.step(ids, np.array([used]), key_start)
         _set_used(self.cache, used + 1)
         return Tensor._of(logits)

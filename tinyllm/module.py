@@ -1,5 +1,4 @@
 """Module: a piece of a model, and the parameters in it."""
-import contextlib
 import math
 
 import numpy as np
@@ -64,16 +63,11 @@ class Module:
         """train(False)"""
         return self.train(False)
 
-    @contextlib.contextmanager
     def evaluating(self):
-        """Inside, all parts are in evaluation mode; afterwards each has the mode that it had before."""
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
+        """`with model.evaluating():` inside, all parts are in evaluation mode; afterwards each has the mode that it had
+        before. What this returns can be entered many times, and quickly.
+        """
+        return _Evaluating(list(self.modules()))
 
     def to(self, name, dtype=None):
         """Move all parameters to backend "numpy" or "triton" (as `dtype` if given); make the optimizer afterwards."""
@@ -89,6 +83,22 @@ class Module:
     def num_parameters(self):
         """How many numbers are learned; shared parameters count once."""
         return sum(math.prod(p.shape) for p in self.parameters())
+
+
+class _Evaluating:
+    """See Module.evaluating()."""
+
+    def __init__(self, parts):
+        self.parts, self.before = parts, []
+
+    def __enter__(self):
+        self.before.append([part.training for part in self.parts])
+        for part in self.parts:
+            part.training = False
+
+    def __exit__(self, *error):
+        for part, training in zip(self.parts, self.before.pop()):
+            part.training = training
 
 
 def _parts(container, prefix, seen):

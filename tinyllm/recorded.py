@@ -24,6 +24,8 @@ def arrays_of(model):
     """The arrays of a model's parameters. (A quantized model keeps its own to itself, and still has some; its int8
     matrices never move.)
     """
+    if not isinstance(model, Module):
+        model = getattr(model, "model", None)       # that of a Reading (seq2seq.py)
     return [p.data for _, p in Module.named_parameters(model)] if isinstance(model, Module) else []
 
 

@@ -82,6 +82,7 @@ class Tensor:
 
     __slots__ = ("_data", "grad", "requires_grad", "node", "index", "grad_buffer", "_version", "__weakref__")
     __array_ufunc__ = None              # np_array * tensor asks the Tensor, instead of looping over its elements
+    moves = 0                           # how often any tensor was given another array: what is recorded may be stale
 
     def __init__(self, data, requires_grad=False):
         if isinstance(data, Tensor):
@@ -120,6 +121,7 @@ class Tensor:
     def data(self, array):
         if array is not self._data:                 # detached ones keep the old array, and its count
             self._data, self._version = array, self._version.copy()
+            Tensor.moves += 1
         self._version[0] += 1
 
     @property

@@ -25,6 +25,8 @@ def linear_int8(x, weight, scale, bias=None):
 
     x (..., I), weight (O, I) int8, scale (O,) float32, bias (O,) or None -> (..., O)
     """
+    if x.dtype == np.float16:       # the sums wait for a scale, and would pass its largest number
+        return linear_int8(x.astype(np.float32), weight, scale, bias).astype(x.dtype)
     out = memory.empty(x.shape[:-1] + weight.shape[:1], x.dtype)        # (..., O)
 
     def work(part):
