@@ -196,6 +196,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1, help="of the weights, the data and the orders")
     parser.add_argument("--out", default="runs", help="folder for the picture")
     args = parser.parse_args()
+    script.folder(args.out)
     corpus = text.default_corpus()
     tokenizer = text.CharTokenizer.train(corpus)
     train_data, val_data = (text.TokenDataset(part, CONTEXT)
@@ -219,7 +220,6 @@ def main():
         print(f"  {name:11s} visible: {losses.mean():.2f}")
     print(f"and in random orders: {curve[:16].mean():.2f} in the first quarter, {curve[-16:].mean():.2f} in the last")
     with script.drawing():
-        Path(args.out).mkdir(parents=True, exist_ok=True)
         picture(curve, sides, Path(args.out) / "xlnet.png")
         print(f"\nAs a picture: {args.out}/xlnet.png")
 

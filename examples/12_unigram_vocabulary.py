@@ -210,7 +210,7 @@ def picture(history, rows, path):
             points = [(row["size"], row[name, part][0]) for row in rows]
             right.plot(*zip(*points), style, color=color, label=f"{name}, text {part}")
     right.set(xlabel="size of the vocabulary", ylabel="characters per token", title="Longer pieces, fewer tokens")
-    right.legend()
+    right.legend(loc="upper left", fontsize=8)
     figure.savefig(path, dpi=110)
 
 
@@ -221,6 +221,7 @@ def main():
     parser.add_argument("--word", nargs="+", default=WORDS, help="words to be cut")
     parser.add_argument("--out", default="runs/unigram", help="folder for what is written")
     args = parser.parse_args()
+    script.folder(args.out)
     if min(args.size) < 257:
         raise ValueError(f"--size: {min(args.size)} is too small, for BPE begins with 256 bytes; ask for 257 or more")
     corpus = normalize(text.default_corpus())

@@ -9,7 +9,6 @@ had the probability p, and carries -log2 p bits of surprise: 0 if the model was 
 Writes the attention maps of all layers, or of one in large, as a picture: runs/attention_maps.png.
 """
 import argparse
-from pathlib import Path
 
 import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
 import numpy as np
@@ -115,6 +114,7 @@ def main():
     parser.add_argument("--layer", type=int, help="draw only the maps of this layer, from 1 (default: of all layers)")
     parser.add_argument("--out", default="runs/attention_maps.png", help="where to write the picture")
     args = parser.parse_args()
+    out = script.picture_file(args.out)
     model, tokenizer = tinyllm.load(args.folder)
     if not hasattr(model, "next_logits"):
         raise ValueError(f"{args.folder} holds a {type(model).__name__}, which does not guess the next token of a "
@@ -125,6 +125,7 @@ def main():
     print(f"{model.num_parameters():,} parameters look at {len(ids)} tokens. Expect the first tokens to be the most "
           "surprising ones: the\nmore stands before a token, the better it can be guessed.\n")
     logp, maps = look(model, ids)
+    script.need_numbers(logp, args.folder)
     if args.layer is not None and not 1 <= args.layer <= len(maps):
         raise ValueError(f"--layer {args.layer}: the model has {len(maps)} layers of attention, from 1 on")
     show_surprise(tokenizer, ids, spans, logp)
@@ -134,9 +135,8 @@ def main():
         return
     chosen = {i + 1: weights for i, weights in enumerate(maps) if args.layer in (None, i + 1)}
     with script.drawing():
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        picture(chosen, [label(tokenizer, i) for i in ids], args.out)
-        print(f"\nWhere {len(chosen) * len(maps[0])} heads look: {args.out}. A line below the diagonal is a head that "
+        picture(chosen, [label(tokenizer, i) for i in ids], out)
+        print(f"\nWhere {len(chosen) * len(maps[0])} heads look: {out}. A line below the diagonal is a head that "
               "looks one token back; a bright\nfirst column, one that found nothing to look for: the weights of a row "
               "must add up to 1, so it rests there.")
 

@@ -81,6 +81,7 @@ def main():
     parser.add_argument("--sentence", action="append", help="a sentence to compare; repeat it (default: six of ours)")
     parser.add_argument("--out", default="runs/similarity.png", help="where to write the picture")
     args = parser.parse_args()
+    out = script.picture_file(args.out)
     sentences = args.sentence or SENTENCES
     if len(sentences) < 2:
         raise ValueError("one sentence is like no other; give two or more, with --sentence before each")
@@ -98,12 +99,12 @@ def main():
               "3 and 4, 5 and 6.\nThat the last two say the opposite, few models notice: the words are the same.")
     print()
     v = vectors(trunk, tokenizer, sentences)
+    script.need_numbers(v, args.folder)
     cosines = v @ v.T                                                                           # (B, B)
     show(cosines, sentences)
     with script.drawing():
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        picture(cosines, sentences, args.out)
-        print(f"\nThe same as a picture: {args.out}.")
+        picture(cosines, sentences, out)
+        print(f"\nThe same as a picture: {out}.")
 
 
 if __name__ == "__main__":

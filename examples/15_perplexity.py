@@ -21,7 +21,6 @@ runs/perplexity.png.
 import argparse
 import time
 from itertools import pairwise
-from pathlib import Path
 
 import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
 import numpy as np
@@ -124,6 +123,7 @@ def windows_of(args, context):
 
 def main():
     args = arguments()
+    out = script.picture_file(args.out)
     model, tokenizer = tinyllm.load(args.folder)
     if not hasattr(model, "next_logits"):
         raise ValueError(f"{args.folder} holds a {type(model).__name__}, which does not guess the next token of a "
@@ -142,6 +142,7 @@ def main():
     for stride in strides:
         start = time.perf_counter()
         results[stride] = losses, seen = surprise(model, ids, window, stride)
+        script.need_numbers(losses, args.folder)
         least = seen[min(window, len(seen) - 1):].min()         # behind the first window, which has what there is
         loss = losses.mean()
         row = (f"{stride:8d} {least:27d} {time.perf_counter() - start:8.1f} {metrics.perplexity(loss):11.4f} "
@@ -150,9 +151,8 @@ def main():
             row += f" {metrics.perplexity(surprise(small, ids, window, stride)[0].mean()):17.4f}"
         print(row)
     with script.drawing():
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        picture(results, args.out)
-        print(f"\nThe same as a picture, and why it is so: {args.out}.")
+        picture(results, out)
+        print(f"\nThe same as a picture, and why it is so: {out}.")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ which --resume takes what you do not repeat.
 """
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
@@ -25,6 +24,7 @@ import numpy as np
 import script
 from tinyllm import backend, checkpoint, metrics, text, train
 from tinyllm.models.gpt import PRESETS
+from tinyllm.tensor_file import json_object
 
 TRAINING = {
     "steps": "how often the weights are changed", "batch_size": "windows of text per step",
@@ -55,7 +55,7 @@ def arguments():
                         help="on a GPU: launch each kernel from Python, in place of one CUDA graph for a step")
     parser.add_argument("--out", default="runs/gpt", help="folder for everything that is written")
     parser.add_argument("--resume", nargs="?", const="latest", metavar="CHECKPOINT",
-                        help="continue from a checkpoint, or from the newest of a run (default: that in --out)")
+                        help="continue from a checkpoint, or from the newest of a run (default: that in --out), in its folder")
     for name, meaning in TRAINING.items():
         default = getattr(train.TrainConfig, name)
         parser.add_argument("--" + name.replace("_", "-"), type=type(default), default=default, help=meaning)
@@ -63,12 +63,13 @@ def arguments():
     if not args.resume:
         return args
     named = Path(args.out if args.resume == "latest" else args.resume)      # a run, or one of its checkpoints
-    newest = checkpoint.latest(named) or (None if args.resume == "latest" else named)
+    newest = checkpoint.latest(named) or (named if (named / "state.json").exists() else None)
     if newest is None:
-        sys.exit(f"error: there is no checkpoint in {args.out} to resume from; run without --resume first.")
+        raise ValueError(f"there is no checkpoint in {named} to resume from; run without --resume first")
     earlier = newest.parent / "arguments.json"
     if earlier.exists():
-        parser.set_defaults(**json.loads(earlier.read_text(encoding="utf-8")))
+        parser.set_defaults(**json_object(earlier.read_bytes(), earlier))
+    parser.set_defaults(out=str(newest.parent))         # it goes on where it began, unless --out says otherwise
     args = parser.parse_args()
     args.resume = newest
     return args
@@ -76,6 +77,7 @@ def arguments():
 
 def main():
     args = arguments()
+    script.folder(args.out)
     config = train.TrainConfig(**{name: getattr(args, name) for name in [*TRAINING, "capture"]})
     corpus = text.clean(text.read_text(*args.text), fold=False) if args.text else text.default_corpus()
     print(f"Text, cleaned: {text.describe(corpus)}" + ("" if args.text else " (the pages behind Python's help())"))
@@ -96,8 +98,7 @@ def main():
           "tells the time left.")
     print(f"Expect: the loss starts near ln {tokenizer.vocab_size} = {np.log(tokenizer.vocab_size):.2f}, where "
           f"every token is equally likely{expectation(args, config)}.\n")
-    if not args.resume and not checkpoint.latest(args.out):
-        Path(args.out).mkdir(parents=True, exist_ok=True)
+    if not checkpoint.latest(args.out):
         kept = {name: value for name, value in vars(args).items() if name not in ("out", "resume")}
         (Path(args.out) / "arguments.json").write_text(json.dumps(kept, indent=2), encoding="utf-8")
     loss = train.train(model, train_data, val_data, config, args.out, tokenizer, args.resume)

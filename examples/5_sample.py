@@ -76,7 +76,7 @@ def options(args, model, tokenizer):
         usual = {"max_new_tokens": 50, "top_k": 50, "top_p": 0.95, "num_return_sequences": 3}
     else:
         usual = {"max_new_tokens": 400, "temperature": 0.8, "top_k": 50}
-    if asked.get("num_beams", 1) > 1:                       # beams draw nothing
+    if asked.get("num_beams", 1) > 1 or asked.get("temperature") == 0:          # nothing is drawn
         usual = {"max_new_tokens": usual["max_new_tokens"]}
     if "max_length" in asked:
         del usual["max_new_tokens"]

@@ -101,6 +101,7 @@ def main():
     parser.add_argument("--out", default="runs/bert", help="folder for everything that is written")
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in --out")
     args = parser.parse_args()
+    script.folder(args.out)
     config = train.TrainConfig(steps=args.steps, batch_size=32, lr=2e-3, min_lr=0.0, warmup=min(200, args.steps // 10),
                                schedule="linear", betas=(0.9, 0.98), weight_decay=0.01, eval_every=500, save_every=500,
                                sample_tokens=0, seed=args.seed)

@@ -15,7 +15,8 @@ seen: no number and no day of the questions stands among the examples.
 
 Two models learn the same: the first Transformer (tinyllm/models/seq2seq.py) and T5 (tinyllm/models/t5.py). Their
 attention to the source shows where each digit that they write comes from. Everything is written into one folder per
-model (--out): checkpoints, log.jsonl, loss.png; and attention.png, the pictures of both.
+model (--out): checkpoints, log.jsonl, loss.png; and attention.png, the pictures of both. Started again, the script goes
+on where it was interrupted, and asks a model that has learned already without training it anew.
 """
 import argparse
 import datetime
@@ -25,7 +26,7 @@ from pathlib import Path
 import tinyllm     # before NumPy: it tells NumPy's BLAS how to wait (ops/threads.py)
 import numpy as np
 import script
-from tinyllm import train
+from tinyllm import checkpoint, train
 from tinyllm.text import PairDataset
 
 ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
@@ -145,16 +146,18 @@ def picture(found, path):
 
 
 def learn(name, args, tokenizer, examples, questions):
-    """Train one model, ask it, show what it gets wrong; returns the model."""
+    """Train one model, or what an earlier run has left to do, ask it, show what it gets wrong; returns the model."""
     out = Path(args.out) / name
-    steps = args.steps or STEPS[name]
+    steps = STEPS[name] if args.steps is None else args.steps
     config = train.TrainConfig(steps=steps, batch_size=64, lr=1e-3, min_lr=0.0, warmup=min(100, steps // 10),
                                schedule="cosine", betas=(0.9, 0.98), weight_decay=0.01, eval_every=steps,
                                save_every=steps, sample_tokens=0, seed=args.seed)
     model = make_model(name, tokenizer, args.seed)
     encode = lambda pairs: PairDataset([tuple(map(tokenizer.encode, pair)) for pair in pairs], PAD, END)
     print(f"{name}: {model.num_parameters():,} parameters, {config.steps:,} steps of {config.batch_size} pairs.")
-    train.train(model, encode(examples), encode(questions), config, out)
+    if newest := checkpoint.latest(out):
+        print(f"It goes on from {newest}.")
+    train.train(model, encode(examples), encode(questions), config, out, resume=newest)
     sources, targets = zip(*questions)
     texts = answers(model, tokenizer, sources)
     for task in ("number", "date"):
@@ -176,6 +179,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1, help="of the weights and the data")
     parser.add_argument("--out", default="runs/seq2seq", help="folder for everything that is written")
     args = parser.parse_args()
+    script.folder(args.out)
     examples, questions = make_pairs(np.random.default_rng(args.seed), 20_000, 1000)
     tokenizer = Words(text for pair in examples for text in pair)
     for source in args.ask:

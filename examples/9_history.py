@@ -135,12 +135,13 @@ def picture(results, path):
                          linestyle=style, color=color, label=f"{order}-gram, {name}")
     by_order.set(xlabel="order n (looks back n - 1 characters)", title="Kneser-Ney: a longer memory")
     by_size.set(xscale="log", xlabel="characters counted", title="Kneser-Ney: more text")
-    ticks = [first["characters"] * size for size in SIZES]
+    counted = [study["characters"] * size for study in studies for size in SIZES]
+    ticks = [tick for k in range(20) if (tick := max(counted) / 2**k) > 0.9 * min(counted)]
     by_size.set_xticks(ticks, [f"{tick / 1000:.0f}k" for tick in ticks])
     by_size.minorticks_off()                        # between powers of ten they would have labels, too, one on another
     for axes in (by_order, by_size):
         axes.legend(fontsize=8)
-    top = max(max(study["by_order"][1:]) for study in studies)
+    top = max(*(max(study["by_order"][1:]) for study in studies), *(curve[-1][1] for curve in results["curves"].values()))
     by_time.set_ylim(1.2, top + 0.3)
     figure.savefig(path, dpi=110)
 
@@ -162,6 +163,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1, help="of the weights and the data")
     parser.add_argument("--out", default="runs/history", help="folder for everything that is written")
     args = parser.parse_args()
+    script.folder(args.out)
     if not args.seconds > 0:
         raise ValueError(f"--seconds {args.seconds:g}: give each model some time to learn")
     corpus = text.clean(text.read_text(*args.text), fold=False) if args.text else text.default_corpus()
@@ -190,7 +192,6 @@ def main():
         print(f"{kind:>8} {model.num_parameters():10,} {seconds:8.1f} {value:10.3f}   "
               + sample(model, tokenizer, prompt)[len(prompt):])
     results["table"] = [(kind, model.num_parameters(), seconds, value) for kind, model, seconds, value in rows]
-    Path(args.out).mkdir(parents=True, exist_ok=True)
     (Path(args.out) / "history.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     with script.drawing():
         picture(results, Path(args.out) / "history.png")

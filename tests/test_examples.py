@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,22 @@ def test_training_leaves_a_run_that_can_be_resumed_with_one_word(folder):
     assert result in run("3_train_gpt.py", "--resume", "run", "--out", "run", where=folder)
 
 
+def test_a_run_goes_on_in_its_own_folder(folder, tmp_path):
+    """Whatever lies in the folder that --out means without being said."""
+    for name in ("runs/gpt", "elsewhere"):
+        shutil.copytree(folder / "run", tmp_path / name)
+    shutil.copy(folder / "text.txt", tmp_path)
+    shutil.rmtree(tmp_path / "elsewhere/checkpoint-000006")
+    before = {path: path.read_bytes() for path in sorted((tmp_path / "runs").rglob("*")) if path.is_file()}
+    out = run("3_train_gpt.py", "--resume", "elsewhere", where=tmp_path)
+    assert "The curve is elsewhere/loss.png." in out and (tmp_path / "elsewhere/checkpoint-000006").is_dir()
+    error = run("3_train_gpt.py", "--resume", "elsewhere", "--out", "runs/gpt", where=tmp_path, code=1)
+    assert error.startswith("error: runs/gpt holds an earlier run")
+    assert before == {path: path.read_bytes() for path in sorted((tmp_path / "runs").rglob("*")) if path.is_file()}
+    run("3_train_gpt.py", "--resume", "elsewhere/checkpoint-000004", "--out", "third", where=tmp_path)
+    assert "bits per character" in run("3_train_gpt.py", "--resume", "third", where=tmp_path)
+
+
 def test_writing(folder):
     out = run("5_sample.py", "run", "--prompt", "How", "--tokens", 20, "--copies", 2, where=folder)
     assert out.startswith("--- text 1\nHow") and "--- text 2\nHow" in out
@@ -66,6 +83,13 @@ def test_writing(folder):
     ("3_train_gpt.py", ["--out", "run"], "error: run holds an earlier run"),
     ("3_train_gpt.py", ["--out", "run", "--resume", "--lr", 3], r"error: .*lr was 0.001, is 3.0"),
     ("3_train_gpt.py", ["--resume"], "error: there is no checkpoint in runs/gpt"),
+    ("3_train_gpt.py", ["--resume", "text.txt"], "error: there is no checkpoint in text.txt to resume from"),
+    ("3_train_gpt.py", ["--out", "text.txt"], "error: --out text.txt: there is a file of this name; name a folder"),
+    ("3_train_gpt.py", ["--out", "text.txt/run"], "error: --out text.txt/run: there is a file of this name"),
+    ("3_train_gpt.py", ["--text", "run"], "error: run: Is a directory"),
+    ("9_history.py", ["--out", "text.txt"], "error: --out text.txt: there is a file of this name; name a folder"),
+    ("13_look_at_a_prompt.py", ["run", "--out", "maps"], "error: --out maps: the name of a picture ends with .png"),
+    ("5_sample.py", ["text.txt"], "error: text.txt is a file; give the folder"),
     ("5_sample.py", ["nowhere"], "error: there is no folder nowhere; train a model"),
     ("5_sample.py", ["run", "--seed", -1], "error: .*seed"),
     ("5_sample.py", ["run", "--temperature", "nan"], "error: .*temperature"),

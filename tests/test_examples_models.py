@@ -76,6 +76,10 @@ def test_sequence_to_sequence_runs_and_leaves_its_pictures(tmp_path):
     assert out.count("it has not seen:") == 4 and out.count("number: nine hundred and six  ->") == 2
     assert (tmp_path / "runs/seq2seq/attention.png").stat().st_size > 5000
     assert (tmp_path / "runs/seq2seq/t5/loss.png").exists()
+    again = run("8_sequence_to_sequence.py", "--steps", 2, where=tmp_path)
+    assert again.count("It goes on from runs/seq2seq/") == 2
+    assert [line for line in again.splitlines() if "it has not" in line] == [
+        line for line in out.splitlines() if "it has not" in line]
     refusal = run("8_sequence_to_sequence.py", "--ask", "number: cinq", where=tmp_path, code=1)
     assert run("8_sequence_to_sequence.py", "--ask", " ", where=tmp_path, code=1).startswith('error: --ask " "')
     assert refusal == 'error: "number: cinq": "cinq" does not occur in the examples; write it as they do'

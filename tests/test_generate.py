@@ -308,6 +308,14 @@ def test_wrong_options_are_explained_before_anything_is_computed(options, messag
         stream(model(), [1], 3, **options)
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_damaged_weights_write_nothing(beams):
+    gpt = model()
+    gpt.h[1].mlp.c_fc.weight.data[3] = np.nan
+    with pytest.raises(FloatingPointError, match="the model's logits are NaN, no numbers; its weights are damaged"):
+        generate(gpt, [1, 2], 3, num_beams=beams)
+
+
 def test_prompts_and_models_that_do_not_fit_are_explained():
     with pytest.raises(ValueError, match="the prompts have different lengths; say what shall fill them up"):
         generate(model(), [[1, 2], [3]], 2)

@@ -25,6 +25,13 @@ def test_special_tokens_in_a_text_are_found_if_allowed(published, trained):
     assert tinyllm.model_input(model, tokenizer, "ab") == tokenizer.encode("ab")
 
 
+def test_an_encoder_decoder_may_have_any_tokenizer():
+    """As in examples/11_span_corruption.py."""
+    model = tinyllm.T5(tinyllm.T5Config.preset("tiny", vocab_size=300))
+    tokenizer = tinyllm.text.BPETokenizer.train("the cat " * 50, 260)
+    assert tinyllm.model_input(model, tokenizer, "the cat") == tokenizer.encode("the cat")
+
+
 def test_a_folder_without_a_usable_model_is_refused_in_one_sentence(published, trained, tmp_path):
     copy = lambda name, *files: [(tmp_path / name).mkdir()] + [
         (tmp_path / name / file).write_bytes((published / "gpt2" / file).read_bytes()) for file in files]

@@ -63,6 +63,8 @@ def _write(model, reader, chooser, texts, steps):
         for step in range(steps):
             with evaluating:        # but not while a caller has the token: it may train, or let another text go on
                 logits = reader(texts)
+            if step == 0:
+                _need_numbers(logits.data)
             rows, tokens = chooser(logits, texts, step)
             if rows is not None:
                 texts = texts[rows]
@@ -71,6 +73,13 @@ def _write(model, reader, chooser, texts, steps):
             yield tokens
             if chooser.done:
                 return
+
+
+def _need_numbers(logits):
+    """Weights that are damaged make NaN of everything, and a draw among NaN would look like a text."""
+    if np.isnan(backend.of(logits).to_numpy(logits)).any():
+        raise FloatingPointError("generate: the model's logits are NaN, no numbers; its weights are damaged, or its "
+                                 "training went wrong")
 
 
 def _start(model, ids, o):

@@ -11,7 +11,7 @@ from pathlib import Path
 from . import checkpoint, models
 from .pretrained_names import FAMILIES
 from .tensor_file import json_object
-from .text import CharTokenizer, load_tokenizer
+from .text import CharTokenizer, UnigramTokenizer, WordPieceTokenizer, load_tokenizer
 
 
 def load(folder):
@@ -22,6 +22,8 @@ def load(folder):
     ValueError or FileNotFoundError says in one sentence what is missing or damaged.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; give the folder that it is in, which holds the tokenizer, too")
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}; train a model (python examples/3_train_gpt.py makes runs/gpt, "
                          f"7_masked_language_model.py makes runs/bert), or download one: hf download NAME --local-dir "
@@ -50,7 +52,7 @@ def model_input(model, tokenizer, text, allowed_special="all"):
     """
     if isinstance(tokenizer, CharTokenizer):            # knows no special tokens
         return tokenizer.encode(text)
-    if isinstance(model.config, (models.BERTConfig, models.T5Config)):
+    if isinstance(tokenizer, (WordPieceTokenizer, UnigramTokenizer)):       # BERT's and T5's
         return tokenizer.encode(text, add_special_tokens=True, allowed_special=allowed_special)
     settings = getattr(model, "settings", {})
     begins_with = settings.get("bos_token_id") if settings.get("model_type") == "llama" else None

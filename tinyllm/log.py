@@ -33,6 +33,7 @@ class Log:
         for key, label, style in (("loss", "training (mean since the last point)", "-"),
                                   ("val_loss", "validation", "o-")):
             points = [(row["step"], row[key]) for row in self.rows if key in row]
+            style = "o" if len(points) == 1 else style
             axes.plot(*zip(*points) if points else ((), ()), style, label=label, markersize=4, linewidth=1)
         axes.set(xlabel="step", ylabel="loss (nats per token)", title="The loss while the model learns")
         axes.grid(alpha=0.3)

@@ -146,7 +146,7 @@ def train(model, train_data, val_data, config, out, tokenizer=None, resume=None,
 
     Ctrl-C finishes the step, saves, and raises KeyboardInterrupt; a second Ctrl-C does not wait. A loss or gradient
     that is not a number stops the run with FloatingPointError, and the last checkpoint stays. ValueError: `out` holds
-    another run, or the run to be resumed was another one.
+    another run, or the run to be resumed had other settings.
     """
     out, c = Path(out), config
     optimizer = optim.AdamW(model.parameters(), c.lr, c.betas, weight_decay=c.weight_decay)
@@ -205,9 +205,9 @@ def _targets(batch):
 
 def _begin(out, resume, run, model, optimizer, tokenizer):
     """The number of steps that are done: 0 in a new folder; or a checkpoint's, put into model and optimizer."""
+    if (earlier := checkpoint.latest(out)) and (resume is None or Path(resume).parent.resolve() != out.resolve()):
+        raise ValueError(f"{out} holds an earlier run ({earlier.name}); resume it, or train into another folder")
     if resume is None:
-        if earlier := checkpoint.latest(out):
-            raise ValueError(f"{out} holds an earlier run ({earlier.name}); resume it, or train into another folder")
         out.mkdir(parents=True, exist_ok=True)
         return 0
     state = checkpoint.read_state(resume)

@@ -61,6 +61,8 @@ class T5Config(Config):
                   "a multiple of 4: half for each side, half of that exact")
         self.need("relative_attention_max_distance", self.relative_attention_max_distance > buckets // 2,
                   f"more than {buckets // 2}, up to which each distance has a bucket")
+        for name in self.FROM_ZERO:
+            self.need(name, getattr(self, name) < self.vocab_size, f"a token, less than vocab_size={self.vocab_size}")
 
 
 V1_1 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}

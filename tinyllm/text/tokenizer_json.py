@@ -110,7 +110,10 @@ def _unigram(contents: dict, model: dict, added: list[AddedToken], path: Path) -
         normalizer_rules(normalization)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    pieces = [(piece, score) for piece, score in model["vocab"]]
+    try:
+        pieces = [(piece, score) for piece, score in model["vocab"]]
+    except (TypeError, ValueError):
+        raise ValueError(f"{path}: an entry of its vocabulary is not a piece and its score; is it damaged?") from None
     unknown = pieces[model["unk_id"]][0]
     options = (bool(model.get("byte_fallback")), normalization, "space" if len(steps) == 1 else "word")
     return make_unigram(pieces, unknown, added, path, *options)
