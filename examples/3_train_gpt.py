@@ -55,7 +55,7 @@ def arguments():
                         help="on a GPU: launch each kernel from Python, in place of one CUDA graph for a step")
     parser.add_argument("--out", default="runs/gpt", help="folder for everything that is written")
     parser.add_argument("--resume", nargs="?", const="latest", metavar="CHECKPOINT",
-                        help="continue from a checkpoint, or from the newest of a run (default: that in --out), in its folder")
+                        help="continue a run from a checkpoint, or from its newest (default: the run in --out)")
     for name, meaning in TRAINING.items():
         default = getattr(train.TrainConfig, name)
         parser.add_argument("--" + name.replace("_", "-"), type=type(default), default=default, help=meaning)

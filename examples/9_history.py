@@ -141,7 +141,8 @@ def picture(results, path):
     by_size.minorticks_off()                        # between powers of ten they would have labels, too, one on another
     for axes in (by_order, by_size):
         axes.legend(fontsize=8)
-    top = max(*(max(study["by_order"][1:]) for study in studies), *(curve[-1][1] for curve in results["curves"].values()))
+    top = max([max(study["by_order"][1:]) for study in studies]
+              + [curve[-1][1] for curve in results["curves"].values()])
     by_time.set_ylim(1.2, top + 0.3)
     figure.savefig(path, dpi=110)
 

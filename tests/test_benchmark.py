@@ -70,8 +70,9 @@ def test_smoke_runs_every_job_and_claims_nothing(tmp_path):
     for losses in report["curves"]["losses"].values():
         assert len(losses) == 2
     assert 0 < head["loss_curves_largest_distance"]["Triton bfloat16"] < 0.01
-    for name in ("benchmark_gpu.png", "benchmark_curves.json", "benchmark_curves.png"):
+    for name in ("benchmark_gpu.png", "benchmark_curves.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "benchmark_curves.json").read_text(encoding="utf-8")) == report["curves"]
     assert not list(tmp_path.glob("*.part"))
 
 

@@ -144,7 +144,8 @@ def test_lengths_and_tokens_can_be_asked_for(published, printed):
     row = tinyllm.generate(model, ids, max_length=len(ids) + 8, stop_tokens=[end], **how)[0]
     text, = written([row], ids, published / "gpt2", tokenizer)
     out = printed("5_sample.py", published / "gpt2", "--prompt", "The", "--temperature", 0, "--copies", 1,
-                  "--max-length", len(ids) + 8, "--min-length", len(ids) + 2, "--suppress-tokens", 3, 4, "--stop-tokens", end)
+                  "--max-length", len(ids) + 8, "--min-length", len(ids) + 2, "--suppress-tokens", 3, 4,
+                  "--stop-tokens", end)
     assert out == text.removesuffix(tokenizer.decode([end])) + "\n" and len(row) < len(free)
 
 

@@ -98,6 +98,9 @@ def _start(model, ids, o):
         c, context = model.config, model.config.n_positions
     T = max(map(len, prompts))
     o.complete(c, T, settings)
+    V = getattr(c, "target_vocab_size", None) or c.vocab_size
+    need(o.pad_token_id is None or 0 <= o.pad_token_id < V, f"pad_token_id={o.pad_token_id} is no token of this model; "
+         f"any from 0 to {V - 1} will do, as no text looks at it")
     texts = np.repeat(_filled_up(prompts, o.pad_token_id, "left"), copies, axis=0)          # (B, T)
     padding = np.repeat([T - len(prompt) for prompt in prompts], copies)                    # (B,)
     steps = max(0, o.max_length - T if o.max_new_tokens is None else o.max_new_tokens)

@@ -96,10 +96,6 @@ class Options:
         self.stop_tokens = ends_of(config, settings) if self.stop_tokens is None else _as_list(self.stop_tokens)
         if self.pad_token_id is None:
             self.pad_token_id = getattr(config, "pad_token_id", None)
-        V = getattr(config, "target_vocab_size", None) or config.vocab_size
-        need(self.pad_token_id is None or 0 <= self.pad_token_id < V,
-             f"pad_token_id={self.pad_token_id} is no token of this model; any from 0 to {V - 1} will do, as no text "
-             "looks at it")
         if self.min_new_tokens is not None:
             self.min_length = length + self.min_new_tokens
         need(self.stop_tokens or not self.min_length,

@@ -47,8 +47,8 @@ def read_tokenizer(folder: str | Path) -> dict:
     except ValueError:  # what bad JSON and bad UTF-8 both raise
         raise ValueError(f"{path}: the file is not JSON, so it is damaged; save the tokenizer again.") from None
     if not isinstance(contents, dict) or "type" not in contents:
-        raise ValueError(f'{path}: there is neither a "type" in it, as in what tinyllm writes, nor a "model", as in what '
-                         "Hugging Face publishes; the file is damaged, or another program's.")
+        raise ValueError(f'{path}: there is neither a "type" in it, as in what tinyllm writes, nor a "model", as in '
+                         "what Hugging Face publishes; the file is damaged, or another program's.")
     return contents
 
 

@@ -113,7 +113,7 @@ def _unigram(contents: dict, model: dict, added: list[AddedToken], path: Path) -
     try:
         pieces = [(piece, score) for piece, score in model["vocab"]]
     except (TypeError, ValueError):
-        raise ValueError(f"{path}: an entry of its vocabulary is not a piece and its score; is it damaged?") from None
+        raise ValueError(f"{path}: not every entry of its vocabulary is a piece and its score.") from None
     unknown = pieces[model["unk_id"]][0]
     options = (bool(model.get("byte_fallback")), normalization, "space" if len(steps) == 1 else "word")
     return make_unigram(pieces, unknown, added, path, *options)
