@@ -1,4 +1,4 @@
-"""What the scripts of this folder share: how they end, and what happens where a picture cannot be drawn.
+"""What the scripts of this folder share: how they end, where --out leads, what is no result and what is no picture.
 
     if __name__ == "__main__":
         script.run(main)

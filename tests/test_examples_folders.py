@@ -312,3 +312,15 @@ def test_misuse_is_refused_in_one_sentence(script, arguments, message, published
     with pytest.raises(SystemExit, match=f"error: .*{message}") as refused:
         printed(script, *arguments, where=published)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("script, name", [("5_sample.py", "gpt2"), ("13_look_at_a_prompt.py", "gpt2"),
+                                          ("14_sentence_similarity.py", "bert"), ("15_perplexity.py", "gpt2")])
+def test_damaged_weights_are_named(script, name, published, tmp_path, printed):
+    shutil.copytree(published / name, tmp_path / name)
+    model = tinyllm.load(tmp_path / name)[0]
+    for parameter in model.parameters():
+        parameter.data = np.full(parameter.shape, np.nan, np.float32)
+    model.save_pretrained(tmp_path / name)
+    with pytest.raises(SystemExit, match="error: .* its weights are damaged"):
+        printed(script, name, where=tmp_path)
