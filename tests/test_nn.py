@@ -130,6 +130,14 @@ def test_load_state_dict_lists_all_that_does_not_fit_and_touches_nothing():
         np.testing.assert_array_equal(array, before[name])
 
 
+def test_load_state_dict_refuses_texts_and_touches_nothing():
+    layer = nn.Linear(2, 2)
+    before = layer.state_dict()
+    with pytest.raises(ValueError, match="bias holds no numbers; nothing was loaded"):
+        layer.load_state_dict({"weight": before["weight"] + 1, "bias": np.array(["a", "b"])})
+    np.testing.assert_array_equal(layer.weight.numpy(), before["weight"])
+
+
 def test_load_state_dict_blames_transposition_only_where_it_fits():
     state = Whole().state_dict() | {"shift": np.zeros(5)}
     with pytest.raises(ValueError, match="mis-shaped: shift is .* configuration") as error:

@@ -88,6 +88,14 @@ def test_clip_grad_norm(max_norm):
             np.testing.assert_allclose(p.grad, twin.grad.numpy(), rtol=1e-6)
 
 
+def test_clip_grad_norm_keeps_the_type_of_each_gradient():
+    params = [Tensor(np.zeros(3), True), Tensor(np.zeros(4, np.float32), True)]
+    for p in params:
+        p.grad = np.full(p.shape, 2, p.dtype)
+    optim.clip_grad_norm_(params, 1.0)
+    assert [p.grad.dtype for p in params] == [np.float64, np.float32]
+
+
 def test_clip_grad_norm_of_no_gradients_is_zero():
     assert optim.clip_grad_norm_(leaves(), 1.0) == 0
 

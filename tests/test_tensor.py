@@ -1,5 +1,6 @@
 """The tape: what Tensor promises."""
 
+import threading
 import weakref
 
 import numpy as np
@@ -245,6 +246,42 @@ def test_backward_refuses_stale_values_of_a_detached_tensor():
     in_place(layer)
     with pytest.raises(RuntimeError, match=r"input 1 of mul, of shape \(2, 3\), was changed in place"):
         loss.backward()
+
+
+@pytest.mark.parametrize("name", ["tanh", "exp", "sigmoid"])
+def test_backward_refuses_an_output_that_was_changed(name):
+    """Its gradient is computed from it."""
+    x = leaf(2, 3)
+    y = getattr(x, name)()
+    y.data *= 2
+    with pytest.raises(RuntimeError, match=f"the output of {name} was changed in place after the forward pass"):
+        y.sum().backward()
+
+
+def test_an_index_belongs_to_the_tape():
+    x, rows = leaf(2, 3), [[0, 0], [1, 1]]
+    y = x[rows]
+    rows[0][0] = 1
+    y.sum().backward()
+    np.testing.assert_array_equal(x.grad, np.full((2, 3), 2.0))
+
+
+def test_each_thread_has_its_own_no_grad():
+    def write(entered, leave):
+        with no_grad():
+            entered.set()
+            leave.wait()
+
+    events = [threading.Event() for _ in range(4)]
+    threads = [threading.Thread(target=write, args=events[i:i + 2]) for i in (0, 2)]
+    for thread, entered in zip(threads, events[::2]):
+        thread.start()
+        entered.wait()
+    assert (leaf(2) * 2.0).requires_grad
+    for thread, leave in zip(threads, events[1::2]):        # the first to come is the first to go
+        leave.set()
+        thread.join()
+    assert (leaf(2) * 2.0).requires_grad
 
 
 def test_a_detached_tensor_keeps_the_old_array_when_its_source_gets_another():

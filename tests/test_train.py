@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -183,6 +184,15 @@ def test_ctrl_c_during_an_evaluation_saves(tmp_path, monkeypatch, where):
     assert checkpoint.latest(tmp_path).name == "checkpoint-000005"      # one more step, and it is saved
 
 
+def test_ctrl_c_in_the_last_step_ends_the_program_too(tmp_path, monkeypatch):
+    read = train._read
+    monkeypatch.setattr(train, "_read", lambda unread, out: (
+        signal.raise_signal(signal.SIGINT) if unread[-1][0] == CONFIG.steps - 1 else None, read(unread, out))[1])
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, replace(CONFIG, log_every=1))
+    assert checkpoint.latest(tmp_path).name == f"checkpoint-{CONFIG.steps:06d}"
+
+
 def test_weights_that_are_not_numbers_are_not_saved(tmp_path):
     """The loss is read before the last step's change of the weights: a step that ruins them must not be saved."""
     run(tmp_path, stop_at=4)
@@ -231,6 +241,29 @@ def test_resuming_with_other_settings_is_refused(tmp_path):
         run(tmp_path, replace(CONFIG, lr=0.5), resume=last)
     with pytest.raises(ValueError, match="another configuration .n_layer."):
         checkpoint.load(last, m := model(n_layer=1), optim.AdamW(m.parameters()))
+    m = model()
+    checkpoint.save(tmp_path / "mine", m, optim.AdamW(m.parameters()), {"step": 1})
+    with pytest.raises(ValueError, match="mine was not written by train"):
+        run(tmp_path / "new", resume=tmp_path / "mine")
+
+
+def test_a_checkpoint_from_before_a_field_existed_is_resumed(tmp_path):
+    run(tmp_path, stop_at=4)
+    last = checkpoint.latest(tmp_path)
+    config = json.loads((last / "config.json").read_text())
+    assert config.pop("n_kv_head") is None
+    (last / "config.json").write_text(json.dumps(config))
+    state = json.loads((last / "state.json").read_text())
+    state["sha256"]["config.json"] = checkpoint._digest(last / "config.json")
+    (last / "state.json").write_text(json.dumps(state))
+    run(tmp_path, resume=last)
+    assert checkpoint.latest(tmp_path).name == "checkpoint-000008"
+
+
+def test_data_without_targets_are_refused():
+    hidden = [(ids, np.full_like(targets, -100)) for ids, targets in VAL.windows(4)]
+    with pytest.raises(ValueError, match="evaluate: there is no target in these"):
+        train.evaluate(model(), SimpleNamespace(windows=lambda size: hidden), 4)
 
 
 @pytest.mark.parametrize("where", ["save_file", "_force_to_disk", "replace"])

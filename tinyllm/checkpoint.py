@@ -11,6 +11,7 @@ Everything is written into a temporary folder, forced to the disk (fsync), and o
 whatever kills the process, a checkpoint is whole or absent. safetensors and JSON hold numbers and text; a pickle, the
 usual format, can run any program when it is opened.
 """
+import dataclasses
 import hashlib
 import json
 import os
@@ -64,11 +65,12 @@ def load(folder, model, optimizer, state=None):
     state: what read_state() has just returned, which spares reading all files a second time. ValueError if damaged.
     """
     state = state or read_state(folder)
-    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    if config != json.loads(json.dumps(model.config_dict())):
-        changed = ", ".join(k for k in config if config[k] != model.config_dict().get(k))
-        raise ValueError(f"{folder} holds a model of another configuration ({changed}); resume with the settings it "
-                         "was trained with, or train into another folder")
+    saved = {field.name: field.default for field in dataclasses.fields(model.config)}      # of an older version's file
+    saved |= json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(model.config_dict()))
+    if changed := [name for name in {**saved, **now} if saved.get(name) != now.get(name)]:
+        raise ValueError(f"{folder} holds a model of another configuration ({', '.join(changed)}); resume with the "
+                         "settings it was trained with, or train into another folder")
     model.load_state_dict(_arrays(folder, "model.safetensors"))
     optimizer.load_state_dict(_arrays(folder, "optimizer.safetensors"), state["optimizer"])
     return state

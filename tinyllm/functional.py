@@ -157,7 +157,7 @@ def attention(q, k, v, bias=None, key_start=None, key_end=None, *, causal=False,
     rng, site = random.draw() if dropout else (None, 0)
     out = apply("attention", q, k, v, bias, _limits(key_start), _limits(key_end), rng,
                 causal=causal, scale=scale, dropout=dropout, site=site)
-    if modes.attention_maps is not None:
+    if modes.here.attention_maps is not None:
         _watch(q, k, bias, key_start, key_end, causal=causal, scale=scale)
     return out
 
@@ -167,7 +167,7 @@ def self_attention(qkv, key_start=None, key_end=None, *, n_head, causal=True, sc
     rng, site = random.draw() if dropout else (None, 0)
     out = apply("self_attention", qkv, _limits(key_start), _limits(key_end), rng,
                 n_head=n_head, causal=causal, scale=scale, dropout=dropout, site=site)
-    if modes.attention_maps is not None:
+    if modes.here.attention_maps is not None:
         q, k, _ = split(qkv.reshape(*qkv.shape[:2], 3 * n_head, -1), n_head, axis=2)        # (B, T, H, D)
         _watch(q, k, None, key_start, key_end, causal=causal, scale=scale)
     return out
@@ -198,7 +198,7 @@ def attention_weights(q, k, bias=None, key_start=None, key_end=None, *, causal=F
 def _watch(*arrays, **options):
     """Give the weights of an attention to whoever watches (modes.watch_attention)."""
     with modes.no_grad():
-        modes.attention_maps.append(attention_weights(*arrays, **options).numpy())
+        modes.here.attention_maps.append(attention_weights(*arrays, **options).numpy())
 
 
 ROPE_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")

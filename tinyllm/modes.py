@@ -1,24 +1,32 @@
-"""Three switches: whether the tape records, whether it looks for NaN, and whether attention can be watched."""
+"""Three switches: whether the tape records, whether it looks for NaN, and whether attention can be watched.
+
+Each thread has its own: one may write with a model while another trains its own.
+"""
 import contextlib
+import threading
 
 import numpy as np
 
 from . import backend, shapes
 
-recording = True
-anomaly = False
-attention_maps = None               # a list while somebody watches
+
+class Switches(threading.local):
+    recording = True
+    anomaly = False
+    attention_maps = None           # a list while somebody watches
+
+
+here = Switches()
 
 
 @contextlib.contextmanager
 def no_grad():
     """Inside `with no_grad():` nothing is put on the tape and nothing is kept for a backward pass."""
-    global recording
-    before, recording = recording, False
+    before, here.recording = here.recording, False
     try:
         yield
     finally:
-        recording = before
+        here.recording = before
 
 
 @contextlib.contextmanager
@@ -26,12 +34,11 @@ def detect_anomaly():
     """Inside `with detect_anomaly():` the operation that makes the first NaN, forward or backward,
     raises and is named.
     """
-    global anomaly
-    before, anomaly = anomaly, True
+    before, here.anomaly = here.anomaly, True
     try:
         yield
     finally:
-        anomaly = before
+        here.anomaly = before
 
 
 @contextlib.contextmanager
@@ -42,17 +49,16 @@ def watch_attention():
     in the order in which they run. The weights are computed once more for it, without dropout: to look at, not to
     train.
     """
-    global attention_maps
-    before, attention_maps = attention_maps, []
+    before, here.attention_maps = here.attention_maps, []
     try:
-        yield attention_maps
+        yield here.attention_maps
     finally:
-        attention_maps = before
+        here.attention_maps = before
 
 
 def looking():
     """Whether somebody looks at numbers on their way, which a recorded step (kernels/graph.py) cannot let them do."""
-    return anomaly or attention_maps is not None
+    return here.anomaly or here.attention_maps is not None
 
 
 def refuse_nan(name, what, arrays, input_shapes):

@@ -241,8 +241,8 @@ def clip_grad_norm_(params, max_norm):
     ops = backend.of(params[0].grad)
     norm = math.sqrt(sum(float(ops.grad_norm(p.grad.reshape(-1))) ** 2 for p in params))
     if norm > max_norm:
-        factor = ops.from_numpy(np.array(max_norm / (norm + 1e-6)), dtype=params[0].dtype)
-        for p in params:
+        for p in params:            # a gradient may be of float32 where the parameter has 16 bits
+            factor = ops.from_numpy(np.array(max_norm / (norm + 1e-6)), dtype=p.grad.dtype)
             p.grad = ops.mul_forward(p.grad, factor)[0]
     return norm
 

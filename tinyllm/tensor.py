@@ -15,6 +15,7 @@ only use what was there before it; so "newest first" is always a right order. A 
 (graphs are tens of thousands of nodes deep) and without sorting. *Why sums?* a reaches c along two paths, and the
 effects of all paths add up.
 """
+import copy
 import functools
 import heapq
 import inspect
@@ -31,7 +32,7 @@ _numbers = itertools.count()
 class Node:
     """One operation on the tape: how its outputs came about. It keeps its inputs alive, and so the whole graph."""
 
-    __slots__ = ("number", "name", "inputs", "saved", "versions", "n_outputs", "douts")
+    __slots__ = ("number", "name", "inputs", "saved", "versions", "out_versions", "n_outputs", "douts")
 
     def __init__(self, name, inputs, saved, n_outputs):
         self.number = next(_numbers)
@@ -39,6 +40,7 @@ class Node:
         self.inputs = inputs            # Tensors, arrays, or None, as they were passed
         self.saved = saved              # for X_backward; opaque here
         self.versions = tuple(t._version[0] if isinstance(t, Tensor) else 0 for t in inputs)
+        self.out_versions = ()          # the outputs' counts themselves: `saved` may hold what they count for
         self.n_outputs = n_outputs
         self.douts = None               # the gradients that arrived, kept by backward(retain_graph=True) for draw()
 
@@ -65,10 +67,12 @@ def apply(name, *inputs, **options):
     out, saved = backend.operation(ops, name + "_forward")(*arrays, **options)
     outs = out if isinstance(out, tuple) else (out,)
     node = None
-    if modes.recording and any(t.requires_grad for t in tensors):
+    if modes.here.recording and any(t.requires_grad for t in tensors):
         node = Node(name, inputs, saved, len(outs))
     results = tuple(Tensor._of(o, node, i) for i, o in enumerate(outs))
-    if modes.anomaly:
+    if node is not None:
+        node.out_versions = tuple(t._version for t in results)
+    if modes.here.anomaly:
         modes.refuse_nan(name, "output", outs, [t.shape for t in tensors])
     return results if isinstance(out, tuple) else results[0]
 
@@ -294,12 +298,12 @@ def _constant(value, like):
 def _own(index):
     """An index whose arrays nobody else can change before backward()."""
     parts = index if isinstance(index, tuple) else (index,)
-    return tuple(part.copy() if isinstance(part, (np.ndarray, list)) else part for part in parts)
+    return tuple(copy.deepcopy(part) if isinstance(part, (np.ndarray, list)) else part for part in parts)
 
 
 def wants(*tensors):
     """For each input, whether its gradient will be asked for: operations skip the work for those that are not."""
-    return tuple(modes.recording and isinstance(t, Tensor) and t.requires_grad for t in tensors)
+    return tuple(modes.here.recording and isinstance(t, Tensor) and t.requires_grad for t in tensors)
 
 
 def _with_needs(name, a, b):
@@ -326,12 +330,15 @@ def _run_backward(node, douts):
             raise RuntimeError(f"backward(): input {position} of {node.name}, of shape {tensor.shape}, was changed in "
                                "place after the forward pass (by an optimizer, load_state_dict or .data =); compute "
                                "the loss again before backward()")
+    if any(version[0] for version in node.out_versions):
+        raise RuntimeError(f"backward(): the output of {node.name} was changed in place after the forward pass, and its "
+                           "gradient may be computed from it; change a copy, or compute the loss again")
     ops = backend.of(next(d for d in douts if d is not None))
     backward = backend.operation(ops, node.name + "_backward")
     into = tuple(map(_buffer, node.inputs))
     options = {"into": into} if any(b is not None for b in into) and _takes_into(backward) else {}
     grads = backward(*douts, saved=node.saved, **options)
-    if modes.anomaly:
+    if modes.here.anomaly:
         modes.refuse_nan(node.name, "gradient", grads, [t.shape for t in node.inputs if isinstance(t, Tensor)])
     return grads
 

@@ -133,6 +133,8 @@ def evaluate(model, data, batch_size, windows=0, loss=None):
             count, seen = count + _targets(arrays), seen + len(arrays[0])
             if windows and seen >= windows:
                 break
+    if count == 0:
+        raise ValueError(f"evaluate: there is no target in these {seen} windows, as all are -100; give other data")
     return total / count
 
 
@@ -190,7 +192,7 @@ def train(model, train_data, val_data, config, out, tokenizer=None, resume=None,
                 if tokenizer is not None and c.sample_tokens:
                     bar.write(_sample(model, tokenizer, val_data, c) + "\n")
                 start = time.perf_counter()
-    if done < c.steps:
+    if stopping or done < c.steps:
         print(f"Stopped at step {done} of {c.steps}; everything is saved in {checkpoint.latest(out)}.")
         if stopping:
             raise KeyboardInterrupt
@@ -211,6 +213,9 @@ def _begin(out, resume, run, model, optimizer, tokenizer):
         out.mkdir(parents=True, exist_ok=True)
         return 0
     state = checkpoint.read_state(resume)
+    if not {"step", "train", "data", "dtype"} <= state.keys():
+        raise ValueError(f"{resume} was not written by train(), so its settings are not known; put it into a model and an "
+                         "optimizer of yours with checkpoint.load()")
     now = json.loads(json.dumps(run))
     saved, now = ({**facts["train"], "the text": facts["data"], "dtype": facts["dtype"]} for facts in (state, now))
     other = [f"{k} was {saved.get(k)}, is {now[k]}" for k in now if saved.get(k) != now[k]]
