@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tinyllm.text import BPETokenizer, CharTokenizer, TokenDataset, open_token_file, read_text, split
 from tinyllm.text import tokenize_file, write_token_file
 from tinyllm.text import token_file
+from tinyllm.text.added_tokens import AddedToken
 from tinyllm.text.token_file import cut_between_pieces
 
 
@@ -125,3 +126,14 @@ def test_tokenize_file(tmp_path):
         tokens = open_token_file(tmp_path / "tokens.bin", tokenizer.vocab_size)
         assert count == len(tokens) and tokens.tolist() == tokenizer.encode(whole)
     assert tokenize_file(two, tokenizer, tmp_path / "tokens.bin") == 14
+
+
+@pytest.mark.parametrize("token", [AddedToken("the first", 256, special=False),
+                                   AddedToken("first", 256, special=False, rstrip=True)])
+def test_tokenize_file_cuts_no_added_token(token, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("It's the first  of all", encoding="utf-8")
+    tokenizer = BPETokenizer.from_vocabulary({bytes([i]): i for i in range(256)}, [], [token])
+    tokenize_file(path, tokenizer, tmp_path / "tokens.bin")
+    tokens = open_token_file(tmp_path / "tokens.bin").tolist()
+    assert tokens == tokenizer.encode(read_text(path)) and 256 in tokens

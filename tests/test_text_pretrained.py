@@ -143,6 +143,20 @@ def test_bert_files(lowercase, tmp_path):
     check(load_tokenizer(tmp_path), reference, unlike, decode=False)        # theirs shows "Covid" in small letters
 
 
+def test_what_stands_beside_a_tokenizer_json_counts(tmp_path):
+    """As in AutoTokenizer: letters are kept, and a token is found, though tokenizer.json says nothing of it."""
+    tokenizer = train_wordpiece(True)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    config = {"tokenizer_class": "BertTokenizer", "do_lower_case": False, "added_tokens_decoder": {
+        str(tokenizer.token_to_id("a")): {"content": "a", "special": False, "normalized": False, "single_word": True}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
+    for text in ("Hello World", "Ça VA", "hello a world"):
+        assert ours.encode(text) == theirs(text, add_special_tokens=False).input_ids
+    assert not ours.lowercase and "a" in {token.content for token in ours.added_tokens}
+
+
 # Unigram --------------------------------------------------------------------------------------------------------------
 
 

@@ -165,6 +165,9 @@ def test_other_kinds_of_tokenizer_json(bpe, unigram, tmp_path):
     split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
     level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
     changed(bpe, "cuts text by the pattern", pre_tokenizer={"type": "Sequence", "pretokenizers": [split, level]})
+    steps = [{"type": "Digits"}, {"type": "Punctuation"}, level]
+    changed(bpe, r"Digits \+ Punctuation \+ ByteLevel is not", pre_tokenizer={"type": "Sequence",
+                                                                             "pretokenizers": steps})
     changed(bpe, "damaged", pre_tokenizer=None)
     changed(bpe, "damaged", vocab=None)
     changed(bpe, "damaged", model=[])
@@ -178,8 +181,20 @@ def test_other_kinds_of_tokenizer_json(bpe, unigram, tmp_path):
         "type": "Replace", "pattern": {"Regex": "(a+)+"}, "content": ""})
     changed(unigram, "not base64", normalizer={"type": "Precompiled", "precompiled_charsmap": "?"})
     changed(unigram, "pre_tokenizer Whitespace is not supported", pre_tokenizer={"type": "Whitespace"})
+    changed(unigram, "not every entry of its vocabulary is a piece and its score", vocab=[["a", 0.0], ["b"]])
     changed(unigram, "damaged", unk_id=10_000)
     changed(unigram, "damaged", unk_id=None)
+
+
+def test_a_space_that_nobody_wrote_is_refused(bpe, tmp_path):
+    """In either kind of file; Hugging Face's library begins each text with it."""
+    bpe.save(str(tmp_path / "tokenizer.json"))
+    write_gpt2(bpe, tmp_path, "vocab.json", "merges.txt")
+    (tmp_path / "tokenizer_config.json").write_text('{"add_prefix_space": true}', encoding="utf-8")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="tokenizer_config.json sets add_prefix_space otherwise than GPT-2"):
+            load_tokenizer(tmp_path)
+        (tmp_path / "tokenizer.json").unlink(missing_ok=True)
 
 
 def test_vocab_txt_that_is_none(tmp_path):

@@ -111,6 +111,8 @@ def test_offsets(text):
         ids, offsets = tokenizer.encode_with_offsets(text)
         assert ids == tokenizer.encode(text)
         assert offsets == sorted(offsets) and all(0 <= start < end <= len(text) for start, end in offsets)
+    jamo = UnigramTokenizer([("<unk>", 0.0), ("▁", -1.0), ("큐", -2.0), ("ᄏ", -3.0), ("ᅲ", -3.0)])
+    assert jamo.encode("ㅋㅠ") == jamo.encode_with_offsets("ㅋㅠ")[0] == [1, 3, 4]    # no syllable, as in NFKC
     assert UnigramTokenizer(LOWER).encode_with_offsets("  lower \n lo") == ([2, 3, 1], [(2, 5), (5, 7), (9, 12)])
 
 

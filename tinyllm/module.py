@@ -50,7 +50,8 @@ class Module:
                              + ("; a mis-shaped weight is transposed (Linear stores (out_features, in_features))"
                                 if turned else "; does the file belong to a model of this configuration?"))
         if texts := [name for name in own if np.asarray(state[name]).dtype.kind in "OSU"]:
-            raise ValueError(f"load_state_dict of {type(self).__name__}: {texts[0]} holds no numbers; nothing was loaded")
+            raise ValueError(f"load_state_dict of {type(self).__name__}: {texts[0]} holds no numbers; nothing was "
+                             "loaded")
         for name, p in own.items():
             p.data[...] = backend.of(p.data).from_numpy(np.asarray(state[name]), dtype=p.dtype)
             p.data = p.data                 # tells the tape that the values changed

@@ -106,7 +106,8 @@ GPT2 = Family(
 
 def llama_fields(settings):
     """Rotary positions and biases: two settings each that say, or could contradict, what is one field here."""
-    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    parameters = settings.get("rope_parameters") or {}
+    rope = settings.get("rope_scaling") or parameters           # where both say something, the older name counts
     kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else None
     if kind not in ("default", "llama3") or settings.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(f"rope_scaling is {rope!r} (rotary positions of the kind {kind!r}), and this engine's llama "
@@ -118,7 +119,8 @@ def llama_fields(settings):
     if settings["mlp_bias"] != settings["attention_bias"]:
         raise ValueError(f"mlp_bias is {settings['mlp_bias']} and attention_bias is {settings['attention_bias']}; this "
                          "engine's llama has biases in both or in neither")
-    return {"rope_theta": rope.get("rope_theta", settings["rope_theta"]), "rope_scaling": scaling}
+    theta = rope.get("rope_theta", parameters.get("rope_theta", settings["rope_theta"]))
+    return {"rope_theta": theta, "rope_scaling": scaling}
 
 
 def llama_settings(model):
@@ -157,6 +159,13 @@ LLAMA = Family(
 )
 
 
+def n_labels(settings):
+    """How many labels a classifier has: older files count them, newer ones name them."""
+    if settings.get("id2label"):
+        return {"num_labels": len(settings["id2label"])}
+    return {"num_labels": settings["num_labels"]} if "num_labels" in settings else {}
+
+
 def label_names(model):
     """config.json does not count the labels of a classifier, it names them."""
     known = model.settings.get("id2label") or {}
@@ -177,7 +186,7 @@ BERT = Family(
                 "type_vocab_size", "initializer_range", "layer_norm_eps", "pad_token_id"),
     only={"position_embedding_type": ("absolute",), "is_decoder": (False,), "add_cross_attention": (False,),
           "tie_word_embeddings": (True,)},
-    read=lambda settings: {"num_labels": len(settings["id2label"])} if settings.get("id2label") else {},
+    read=n_labels,
     write=label_names,
     prefix="bert.",
     copies={"cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
@@ -188,7 +197,14 @@ BERT = Family(
 
 
 def t5_fields(settings):
-    """Recent versions of the library say "tied" of every T5, and keep what it was under another name."""
+    """Recent versions of the library say "tied" of every T5, and keep what it was under another name. What the MLP
+    computes can stand there twice, too.
+    """
+    kind = settings.get("feed_forward_proj", "relu")
+    expected = "gelu_new" if kind == "gated-gelu" else "relu"
+    if settings.get("dense_act_fn", expected) != expected:
+        raise ValueError(f"dense_act_fn is {settings['dense_act_fn']!r}, and this engine's t5 has {expected!r} with "
+                         f"feed_forward_proj={kind!r}")
     return {"tie_word_embeddings": settings.get("scale_decoder_outputs", settings.get("tie_word_embeddings", True))}
 
 
@@ -199,7 +215,7 @@ T5 = Family(
                 "relative_attention_num_buckets", "relative_attention_max_distance", "dropout_rate",
                 "layer_norm_epsilon", "initializer_factor", "feed_forward_proj", "tie_word_embeddings", "pad_token_id",
                 "eos_token_id", "decoder_start_token_id"),
-    only={"dense_act_fn": ("relu", "gelu_new"), "is_encoder_decoder": (True,)},
+    only={"is_encoder_decoder": (True,)},
     read=t5_fields,
     write=lambda model: {"scale_decoder_outputs": model.config.tie_word_embeddings, "is_encoder_decoder": True,
                          "num_decoder_layers": len(model.decoder.block)},

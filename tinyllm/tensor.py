@@ -331,8 +331,8 @@ def _run_backward(node, douts):
                                "place after the forward pass (by an optimizer, load_state_dict or .data =); compute "
                                "the loss again before backward()")
     if any(version[0] for version in node.out_versions):
-        raise RuntimeError(f"backward(): the output of {node.name} was changed in place after the forward pass, and its "
-                           "gradient may be computed from it; change a copy, or compute the loss again")
+        raise RuntimeError(f"backward(): the output of {node.name} was changed in place after the forward pass, and "
+                           "its gradient may be computed from it; change a copy, or compute the loss again")
     ops = backend.of(next(d for d in douts if d is not None))
     backward = backend.operation(ops, node.name + "_backward")
     into = tuple(map(_buffer, node.inputs))

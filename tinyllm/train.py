@@ -214,8 +214,8 @@ def _begin(out, resume, run, model, optimizer, tokenizer):
         return 0
     state = checkpoint.read_state(resume)
     if not {"step", "train", "data", "dtype"} <= state.keys():
-        raise ValueError(f"{resume} was not written by train(), so its settings are not known; put it into a model and an "
-                         "optimizer of yours with checkpoint.load()")
+        raise ValueError(f"{resume} was not written by train(), so its settings are not known; put it into a model and "
+                         "an optimizer of yours with checkpoint.load()")
     now = json.loads(json.dumps(run))
     saved, now = ({**facts["train"], "the text": facts["data"], "dtype": facts["dtype"]} for facts in (state, now))
     other = [f"{k} was {saved.get(k)}, is {now[k]}" for k in now if saved.get(k) != now[k]]

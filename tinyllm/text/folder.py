@@ -53,13 +53,16 @@ def read_ids(path: Path) -> dict[str, int]:
     return ids
 
 
-def folder_tokens(folder: Path, ids: Mapping[str, int], defaults: Iterable[str] = ()) -> list[AddedToken]:
+def folder_tokens(
+    folder: Path, ids: Mapping[str, int], defaults: Iterable[str] = (), new: bool = True
+) -> list[AddedToken]:
     """Return the tokens that the three files name.
 
     Args:
         folder: where the files are; none of them has to be there.
-        ids: the vocabulary. A special token that has an id nowhere gets the next free one.
+        ids: the vocabulary.
         defaults: special tokens of that kind of model, if the vocabulary has them.
+        new: whether a special token that has an id nowhere gets the next free one, or is left out.
     """
     config, more_ids = read_json(folder / "tokenizer_config.json"), read_json(folder / "added_tokens.json")
     special: dict[str, dict] = {token: {} for token in defaults if token in ids}
@@ -72,6 +75,8 @@ def folder_tokens(folder: Path, ids: Mapping[str, int], defaults: Iterable[str] 
     tokens = {entry["content"]: token_of(entry) for entry in described}
     free = 1 + max([*ids.values(), *(token.id for token in tokens.values())], default=-1)
     for content, entry in special.items():
+        if not (new or content in tokens or content in ids):
+            continue
         if content in tokens:
             i = tokens[content].id
         else:

@@ -32,7 +32,15 @@ def read_bpe(vocabulary: Path, merges: Path) -> BPETokenizer:
         line = line.removesuffix("\r")
         if line and not (number == 1 and line.startswith("#version")):
             pairs.append(checked_merge(line, ids, f"{merges}, line {number}"))
+    need_no_prefix_space(vocabulary.parent)
     return make_bpe(ids, pairs, folder_tokens(vocabulary.parent, ids, ["<|endoftext|>"]), vocabulary)
+
+
+def need_no_prefix_space(folder: Path) -> None:
+    """ValueError if the text shall begin with a space that nobody wrote."""
+    if read_json(folder / "tokenizer_config.json").get("add_prefix_space"):
+        raise ValueError(f"{folder}: tokenizer_config.json sets add_prefix_space otherwise than GPT-2; that is not "
+                         "supported.")
 
 
 def checked_merge(merge: str | list[str], ids: Mapping[str, int], where: str) -> tuple[str, str]:
@@ -64,16 +72,22 @@ def make_bpe(
 
 def read_wordpiece(path: Path) -> WordPieceTokenizer:
     """Return BERT's tokenizer, which lowers letters unless tokenizer_config.json says otherwise."""
-    config = read_json(path.parent / "tokenizer_config.json")
-    lowercase = config.get("do_lower_case", True)
-    if not config.get("tokenize_chinese_chars", True) or config.get("strip_accents") not in (None, lowercase):
-        raise ValueError(
-            f"{path.parent}: tokenizer_config.json sets tokenize_chinese_chars or strip_accents otherwise than BERT; "
-            "that is not supported."
-        )
+    lowercase = lowers_letters(path.parent)
     tokens = [line.removesuffix("\r") for line in read_text_file(path).removesuffix("\n").split("\n")]
     added = folder_tokens(path.parent, {token: i for i, token in enumerate(tokens)}, SPECIAL_TOKENS)
     return make_wordpiece(tokens, lowercase, added, path)
+
+
+def lowers_letters(folder: Path, default: bool = True) -> bool:
+    """Return what tokenizer_config.json says; ValueError if it says something else that BERT does not do."""
+    config = read_json(folder / "tokenizer_config.json")
+    lowercase = config.get("do_lower_case", default)
+    if not config.get("tokenize_chinese_chars", True) or config.get("strip_accents") not in (None, lowercase):
+        raise ValueError(
+            f"{folder}: tokenizer_config.json sets tokenize_chinese_chars or strip_accents otherwise than BERT; "
+            "that is not supported."
+        )
+    return lowercase
 
 
 def make_wordpiece(tokens: list[str], lowercase: bool, added: list[AddedToken], where: Path) -> WordPieceTokenizer:

@@ -70,6 +70,8 @@ def stripping(left: bool, right: bool) -> Rule:
 # What it adds to Unicode's NFKC: signs that become a space, and controls that are dropped.
 SPACES = "\t\n\f\r\u061c\u1680\u200b\u200c\u200e\u200f\u2028\u2029\u2581\ufeff\ufffd"
 DROPPED = "".join(map(chr, [*range(9), 0x0B, *range(0x0E, 0x20), 0x7F, 0x8F, 0x9F]))
+# What NFKC treats by itself here: the tilde stays, and what are letters of Hangul by themselves make no syllable.
+BY_ITSELF = regex.compile("([～\u3131-\u318e\u3260-\u326d\uffa0-\uffdc])")
 SPACES_AND_CONTROLS = str.maketrans(SPACES, " " * len(SPACES), DROPPED)
 
 
@@ -83,7 +85,7 @@ def normalize(text: str) -> str:
 
 
 def _one_spelling(text: str) -> str:
-    return "～".join(unicodedata.normalize("NFKC", part) for part in text.split("～"))
+    return "".join(part if part == "～" else unicodedata.normalize("NFKC", part) for part in BY_ITSELF.split(text))
 
 
 def _one_spelling_each(text: str) -> Iterator[Change]:

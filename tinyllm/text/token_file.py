@@ -13,6 +13,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
+import regex
 
 from .bpe import BPETokenizer
 from .char import CharTokenizer
@@ -104,7 +105,8 @@ def tokenize_file(
     """Encode text files into one token file, as ``tokenizer.encode(read_text(*paths))`` would, and return the count.
 
     Only a part of the text is in memory at a time: cut before white space, where no token can reach across (a text
-    without any is held whole). Special tokens are treated as ordinary text.
+    without any is held whole, and so is any if the tokenizer has an added token with white space in it or around it).
+    Special tokens are treated as ordinary text.
 
     Args:
         paths: one UTF-8 text file, or several.
@@ -112,7 +114,9 @@ def tokenize_file(
         out_path: the token file to write.
     """
     paths = [paths] if isinstance(paths, (str, Path)) else paths
-    parts = cut_between_pieces(read_chunks(*paths))
+    added = [token for token in getattr(tokenizer, "added_tokens", ()) if not token.special]
+    whole = any(token.lstrip or token.rstrip or regex.search(r"\s", token.content) for token in added)
+    parts = ["".join(read_chunks(*paths))] if whole else cut_between_pieces(read_chunks(*paths))
     return write_token_file(out_path, chain.from_iterable(map(tokenizer.encode, parts)), tokenizer.vocab_size)
 
 

@@ -9,14 +9,22 @@
 The file can describe far more tokenizers than there are here. So each part is compared with what GPT-2, Llama 3, BERT
 and T5 have in that place, and anything else is refused by its name: a tokenizer that is nearly right would give a model
 ids it was not trained on. The last two parts are not read: what stands around a text is up to ``add_special_tokens``.
+Where tokenizer_config.json beside it says more, or otherwise, that counts, as in Hugging Face's library.
 """
 
 from pathlib import Path
 
 from .added_tokens import AddedToken
 from .bpe import BPETokenizer
-from .folder import token_of
-from .huggingface import checked_merge, make_bpe, make_unigram, make_wordpiece
+from .folder import folder_tokens, token_of
+from .huggingface import (
+    checked_merge,
+    lowers_letters,
+    make_bpe,
+    make_unigram,
+    make_wordpiece,
+    need_no_prefix_space,
+)
 from .normalizer import normalizer_rules
 from .pretokenize import GPT2, LLAMA3
 from .tokenizer_file import tokens_by_id
@@ -40,14 +48,28 @@ def from_tokenizer_json(contents: dict, path: Path) -> BPETokenizer | WordPieceT
         if kind not in MAKERS:
             raise ValueError(f"{path}: its model is {kind!r}; supported are {', '.join(MAKERS)}.")
         added = [token_of(entry) for entry in contents.get("added_tokens") or []]
+        known = {token.content: token.id for token in added}
+        named = folder_tokens(path.parent, {**_ids(model["vocab"], path), **known}, new=False)
+        added += [token for token in named if token.content not in known]
         return MAKERS[kind](contents, model, added, path)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         problem = f"{type(error).__name__}: {error}"
         raise ValueError(f"{path}: this is not a tokenizer.json, or it is damaged ({problem}).") from None
 
 
+def _ids(vocabulary: dict | list, path: Path) -> dict[str, int]:
+    """The ids of a vocabulary, which is {token: id} or, with scores, [[token, score], ...]."""
+    if isinstance(vocabulary, dict):
+        return vocabulary
+    try:
+        return {piece: i for i, (piece, _) in enumerate(vocabulary)}
+    except (TypeError, ValueError):
+        raise ValueError(f"{path}: not every entry of its vocabulary is a piece and its score; get it again.") from None
+
+
 def _bpe(contents: dict, model: dict, added: list[AddedToken], path: Path) -> BPETokenizer:
     _need(path, "normalizer", contents.get("normalizer"), None)
+    need_no_prefix_space(path.parent)
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         _need(path, key, model.get(key) or None, None)
     ids, merges = model["vocab"], model["merges"]
@@ -65,7 +87,9 @@ def _pattern(cut: dict, path: Path) -> str:
     if len(steps) == 1:
         _need(path, "use_regex", byte_level.get("use_regex", True), True)
         return "gpt2"
-    (split, _) = steps
+    if len(steps) > 2:
+        raise ValueError(f"{path}: the pre_tokenizer {' + '.join(step['type'] for step in steps)} is not supported.")
+    split = steps[0]
     _need(path, "pre_tokenizer", split["type"], "Split")
     _need(path, "behavior", (split["behavior"], split["invert"]), ("Isolated", False))
     _need(path, "use_regex", byte_level.get("use_regex", True), False)
@@ -91,7 +115,7 @@ def _wordpiece(contents: dict, model: dict, added: list[AddedToken], path: Path)
     tokens = tokens_by_id(model["vocab"])
     if None in tokens:
         raise ValueError(f"{path}: no token has the id {tokens.index(None)}; get the file again.")
-    return make_wordpiece(tokens, lowercase, added, path)
+    return make_wordpiece(tokens, lowers_letters(path.parent, lowercase), added, path)
 
 
 def _unigram(contents: dict, model: dict, added: list[AddedToken], path: Path) -> UnigramTokenizer:
@@ -110,10 +134,7 @@ def _unigram(contents: dict, model: dict, added: list[AddedToken], path: Path) -
         normalizer_rules(normalization)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    try:
-        pieces = [(piece, score) for piece, score in model["vocab"]]
-    except (TypeError, ValueError):
-        raise ValueError(f"{path}: not every entry of its vocabulary is a piece and its score.") from None
+    pieces = [(piece, score) for piece, score in model["vocab"]]
     unknown = pieces[model["unk_id"]][0]
     options = (bool(model.get("byte_fallback")), normalization, "space" if len(steps) == 1 else "word")
     return make_unigram(pieces, unknown, added, path, *options)
