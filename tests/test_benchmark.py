@@ -1,6 +1,7 @@
 """The benchmark runs every job, refuses what does not agree, and claims nothing without a GPU. No time is asserted."""
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -74,6 +75,14 @@ def test_smoke_runs_every_job_and_claims_nothing(tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "benchmark_curves.json").read_text(encoding="utf-8")) == report["curves"]
     assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names a kind of x86 processor")
+def test_figures_name_the_kernels_of_blas():
+    code = "import benchmark_cpu; print(benchmark_cpu.machine()['blas'])"
+    out = subprocess.run([sys.executable, "-c", code], cwd=EXAMPLES, env={**os.environ, "OPENBLAS_CORETYPE": "Haswell"},
+                         capture_output=True, text=True).stdout
+    assert out in ("OpenBLAS for Haswell\n", "unknown\n")       # NumPy may come with another BLAS
 
 
 def test_a_wrong_gradient_is_printed_recorded_and_ends_in_exit_code_1(tmp_path, monkeypatch, capsys):
