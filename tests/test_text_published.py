@@ -181,7 +181,7 @@ def test_other_kinds_of_tokenizer_json(bpe, unigram, tmp_path):
         "type": "Replace", "pattern": {"Regex": "(a+)+"}, "content": ""})
     changed(unigram, "not base64", normalizer={"type": "Precompiled", "precompiled_charsmap": "?"})
     changed(unigram, "pre_tokenizer Whitespace is not supported", pre_tokenizer={"type": "Whitespace"})
-    changed(unigram, "not every entry of its vocabulary is a piece and its score", vocab=[["a", 0.0], ["b"]])
+    changed(unigram, "damaged: its vocabulary is no list of pieces and their scores", vocab=[["a", 0.0], ["b"]])
     changed(unigram, "damaged", unk_id=10_000)
     changed(unigram, "damaged", unk_id=None)
 

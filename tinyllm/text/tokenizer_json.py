@@ -64,7 +64,7 @@ def _ids(vocabulary: dict | list, path: Path) -> dict[str, int]:
     try:
         return {piece: i for i, (piece, _) in enumerate(vocabulary)}
     except (TypeError, ValueError):
-        raise ValueError(f"{path}: not every entry of its vocabulary is a piece and its score; get it again.") from None
+        raise ValueError(f"{path}: it is damaged: its vocabulary is no list of pieces and their scores.") from None
 
 
 def _bpe(contents: dict, model: dict, added: list[AddedToken], path: Path) -> BPETokenizer:
