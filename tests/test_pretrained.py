@@ -112,6 +112,8 @@ def test_a_new_model_is_saved_without_tokens_that_it_does_not_have(tmp_path):
     config = tinyllm.BERTConfig.preset("tiny", vocab_size=9, num_labels=4)
     SequenceClassification(config).save_pretrained(tmp_path / "bert")
     assert transformers.AutoConfig.from_pretrained(tmp_path / "bert").num_labels == 4
+    change_settings(tmp_path / "bert", id2label=None, label2id=None, num_labels=4)      # as in older files
+    assert SequenceClassification.from_pretrained(tmp_path / "bert").config.num_labels == 4
 
 
 def test_a_trunk_comes_out_of_any_bert(tmp_path):

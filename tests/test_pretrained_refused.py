@@ -66,6 +66,7 @@ def test_all_that_is_missing_is_listed(gpt2):
     ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
     ("bert", {"is_decoder": True}, "is_decoder is True, and this engine's bert knows False"),
     ("t5", {"feed_forward_proj": "gated-silu"}, "T5Config: feed_forward_proj is 'gated-silu'"),
+    ("t5", {"decoder_start_token_id": 99}, "T5Config: decoder_start_token_id is 99; it should be a token, less than"),
     ("t5", {"feed_forward_proj": "relu", "dense_act_fn": "gelu_new"}, "dense_act_fn is 'gelu_new', and .* 'relu' with"),
     ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu', and this engine's llama knows 'silu' or 'swish'"),
     ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 8}}, "rope_scaling is .* four positive numbers"),

@@ -128,11 +128,11 @@ def test_tokenize_file(tmp_path):
     assert tokenize_file(two, tokenizer, tmp_path / "tokens.bin") == 14
 
 
-@pytest.mark.parametrize("token", [AddedToken("the first", 256, special=False),
-                                   AddedToken("first", 256, special=False, rstrip=True)])
-def test_tokenize_file_cuts_no_added_token(token, tmp_path):
+@pytest.mark.parametrize("token, text", [(AddedToken("the first", 256, special=False), "It's the first"),
+                                         (AddedToken("first", 256, special=False, rstrip=True), "It's first  of")])
+def test_tokenize_file_cuts_no_added_token(token, text, tmp_path):
     path = tmp_path / "text.txt"
-    path.write_text("It's the first  of all", encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     tokenizer = BPETokenizer.from_vocabulary({bytes([i]): i for i in range(256)}, [], [token])
     tokenize_file(path, tokenizer, tmp_path / "tokens.bin")
     tokens = open_token_file(tmp_path / "tokens.bin").tolist()

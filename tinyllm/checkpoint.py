@@ -65,7 +65,9 @@ def load(folder, model, optimizer, state=None):
     state: what read_state() has just returned, which spares reading all files a second time. ValueError if damaged.
     """
     state = state or read_state(folder)
-    saved = {field.name: field.default for field in dataclasses.fields(model.config)}      # of an older version's file
+    config = getattr(model, "config", None)
+    fields = dataclasses.fields(config) if dataclasses.is_dataclass(config) else ()
+    saved = {field.name: field.default for field in fields}         # for those that an older file does not have
     saved |= json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     now = json.loads(json.dumps(model.config_dict()))
     if changed := [name for name in {**saved, **now} if saved.get(name) != now.get(name)]:

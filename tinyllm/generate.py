@@ -200,7 +200,7 @@ class Memory:
     def __init__(self, model, batch, length):
         self.model, self.batch, self.length, self.step = weakref.ref(model), batch, length, None
         self.cache = model.new_cache(batch, length)
-        self.longest = getattr(getattr(model, "model", model).config, "n_positions", sys.maxsize)
+        self.longest = getattr(model.config, "n_positions", sys.maxsize)
         if getattr(model, "steps_alike", False) and backend.of(arrays_of(model)[0]).records:
             self._record()
 

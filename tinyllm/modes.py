@@ -11,6 +11,7 @@ from . import backend, shapes
 
 
 class Switches(threading.local):
+    """What `here` holds; a thread begins with these."""
     recording = True
     anomaly = False
     attention_maps = None           # a list while somebody watches

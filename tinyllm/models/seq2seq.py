@@ -89,7 +89,7 @@ class Reading:
     def __init__(self, model, source, copies):
         rows = np.repeat(np.arange(len(source)), copies)
         key_end = text_lengths(source, model.config.pad_token_id)
-        self.model, self.key_end = model, None if key_end is None else key_end[rows]        # (B * copies,)
+        self.model, self.config, self.key_end = model, model.config, None if key_end is None else key_end[rows]        # (B * copies,)
         memory = model.encode(source)
         self.keys_values = model.keys_and_values(memory if copies == 1 else memory[rows])   # (B * copies, S, H, D)
 
